@@ -1,0 +1,21 @@
+"""What a user can do wrong, told in one paragraph: what happened, where, and how to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in what was given: a file, a name, an option. The command line prints it and exits 2."""
+
+
+class ExportError(InputError):
+    """A model that cannot leave, or a file that was written and answers wrongly."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return "; did you mean 'a' or 'b'?" for a mistyped name, or all known names when none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, count, 0.5)
+    if near:
+        return "; did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
+    return "; there are " + ", ".join(sorted(known)) if known else ""

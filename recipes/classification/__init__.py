@@ -1,0 +1,1 @@
+"""Image classification, one file a family of networks."""

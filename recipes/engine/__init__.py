@@ -1,0 +1,1 @@
+"""What all recipes share: data, augmentation, training, evaluation, reports, the command line."""
