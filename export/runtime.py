@@ -261,20 +261,22 @@ def quiet() -> Iterator[None]:
 
 class _Keras(Runner):
     def __init__(self, path: Path | None, model):
+        import keras
+
         if not getattr(model, "inputs", None):
             raise InputError(
                 f"{path or model.name} does not say what it takes: it is a subclassed model. Save "
                 "keras.Model(inputs, model(inputs)) instead, with inputs = keras.Input(SHAPE)."
             )
         self.model = model
-        if isinstance(model.output, dict):
-            names = sorted(model.output)
-        else:  # a Sequential model has one output and no such attribute
-            names = getattr(model, "output_names", [model.layers[-1].name])
+        if isinstance(model, keras.Sequential):  # it has no output names: the same layers have
+            self.model = keras.Model(model.inputs, model.outputs)
+        output = self.model.output
+        names = sorted(output) if isinstance(output, dict) else self.model.output_names
         super().__init__(
             path,
             [_keras_tensor(t.name, t) for t in model.inputs],
-            [_keras_tensor(n, t) for n, t in zip(names, model.outputs, strict=True)],
+            [_keras_tensor(n, t) for n, t in zip(names, self.model.outputs, strict=True)],
         )
 
     def step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
