@@ -13,9 +13,9 @@ class ExportError(InputError):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return "; did you mean 'a' or 'b'?" for a mistyped name, or all known names when none is near."""
-    known = list(known)
+    """Return how to end "There is no X 'name'": the nearest names, or all where none is near."""
+    known = sorted(map(str, known))
     near = difflib.get_close_matches(name, known, count, 0.5)
     if near:
         return "; did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return "; there are " + ", ".join(sorted(known)) if known else ""
+    return f"; there are {', '.join(known)}." if 0 < len(known) <= 40 else "."

@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Entry:
     """One recipe file.
 
     Attributes:
@@ -41,7 +41,7 @@ class Recipe:
 
 
 @functools.cache
-def recipes() -> dict[str, Recipe]:
+def recipes() -> dict[str, Entry]:
     """Return all recipes by file name, in the order of task and name."""
     found = {}
     for path in sorted(_ROOT.glob("*/*.py")):
@@ -52,7 +52,7 @@ def recipes() -> dict[str, Recipe]:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
                 title = (ast.get_docstring(tree) or "").partition("\n")[0]
                 variants = ast.literal_eval(node.value)
-                found[path.stem] = Recipe(path.stem, path.parent.name, path, variants, title)
+                found[path.stem] = Entry(path.stem, path.parent.name, path, variants, title)
     return found
 
 
@@ -61,7 +61,7 @@ def names() -> list[str]:
     return [variant for recipe in recipes().values() for variant in recipe.variants]
 
 
-def find(name: str) -> Recipe:
+def find(name: str) -> Entry:
     """Return the recipe that has a variant, or bears the file name, `name`.
 
     Raises:
@@ -74,7 +74,9 @@ def find(name: str) -> Recipe:
     raise InputError(f"There is no recipe '{name}'{nearest(name, known)} `tiffin list` shows all.")
 
 
-def build(name: str, input_shape: tuple[int, int, int] = (224, 224, 3), classes: int = 1000, **options):
+def build(
+    name: str, input_shape: tuple[int, int, int] = (224, 224, 3), classes: int = 1000, **options
+):
     """Build a variant with fresh weights.
 
     Args:

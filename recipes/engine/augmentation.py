@@ -1,0 +1,167 @@
+"""Augmentation by name: each a function of a whole batch, any number of them in a row."""
+
+from collections.abc import Callable, Sequence
+
+from tiffin.export.errors import InputError, nearest
+
+# name: (default strength, what it is)
+AUGMENTATIONS = {
+    "rotation": (15.0, "degrees to either side"),
+    "horizontal_flip": (0.5, "probability"),
+    "vertical_flip": (0.5, "probability"),
+    "color_jitter": (0.3, "largest relative change of brightness, contrast and saturation"),
+    "random_crop": (0.125, "share of the side by which the picture moves, black beyond its border"),
+    "center_crop": (0.875, "share of the side that is kept and enlarged"),
+    "scale": (0.2, "largest relative change of size"),
+    "noise": (8.0, "standard deviation of Gaussian noise in grey levels"),
+}
+
+
+def parse(names: Sequence[str]) -> list[tuple[str, float]]:
+    """Read `("rotation:10", "horizontal_flip")` as [("rotation", 10.0), ("horizontal_flip", 0.5)].
+
+    Raises:
+        InputError: an unknown name, or a strength that is no non-negative number.
+    """
+    chosen = []
+    for given in names:
+        name, colon, strength = given.partition(":")
+        if name not in AUGMENTATIONS:
+            raise InputError(f"There is no augmentation '{name}'{nearest(name, AUGMENTATIONS)}")
+        default, meaning = AUGMENTATIONS[name]
+        try:
+            value = float(strength) if colon else default
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf") or (name == "center_crop" and not 0 < value <= 1):
+            raise InputError(
+                f"--augment {given}: '{strength}' is no strength; write {name}:{default:g} "
+                f"({meaning})."
+            )
+        chosen.append((name, value))
+    return chosen
+
+
+def augmenter(names: Sequence[str]) -> Callable | None:
+    """Return a function of (float32 images `[batch, h, w, c]` in 0-255, int32 seed `[2]`), or None.
+
+    Args:
+        names: names from `AUGMENTATIONS`, each with an optional strength after a colon, applied in
+            this order.
+
+    Returns:
+        A function that a tf.data pipeline maps over batches; every example of a batch is changed
+        by its own random amount, and the same seed gives the same batch.
+    """
+    chosen = parse(names)
+    if not chosen:
+        return None
+
+    def augment(images, seed):
+        import tensorflow as tf
+
+        for place, (name, strength) in enumerate(chosen):
+            key = tf.random.experimental.stateless_fold_in(seed, place)
+            images = _FUNCTIONS[name](images, key, strength)
+        return tf.clip_by_value(images, 0.0, 255.0)
+
+    return augment
+
+
+def _uniform(images, key, low: float, high: float, columns: int = 1):
+    import tensorflow as tf
+
+    return tf.random.stateless_uniform([tf.shape(images)[0], columns], key, low, high)
+
+
+def _project(images, rows, fill: str):
+    """Sample output pixel (x, y, 1) from input pixel rows[:6] @ (x, y, 1)."""
+    import tensorflow as tf
+
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.concat([*rows, tf.zeros_like(rows[0]), tf.zeros_like(rows[0])], axis=1),
+        output_shape=tf.shape(images)[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode=fill,
+    )
+
+
+def _linear(images, a, b, c, d):
+    """Map about the picture's centre by the matrix [[a, b], [c, d]], mirrored beyond the border."""
+    import tensorflow as tf
+
+    height, width = (tf.cast(n, tf.float32) for n in tf.unstack(tf.shape(images)[1:3]))
+    x, y = (width - 1) / 2, (height - 1) / 2
+    return _project(images, (a, b, x - a * x - b * y, c, d, y - c * x - d * y), "REFLECT")
+
+
+def _rotation(images, key, degrees):
+    import tensorflow as tf
+
+    angle = _uniform(images, key, -degrees, degrees) * (3.141592653589793 / 180)
+    return _linear(images, tf.cos(angle), -tf.sin(angle), tf.sin(angle), tf.cos(angle))
+
+
+def _scale(images, key, share):
+    import tensorflow as tf
+
+    shrink = 1 / _uniform(images, key, 1 - min(share, 0.9), 1 + share)
+    return _linear(images, shrink, tf.zeros_like(shrink), tf.zeros_like(shrink), shrink)
+
+
+def _center_crop(images, key, share):
+    import tensorflow as tf
+
+    shrink = tf.fill([tf.shape(images)[0], 1], share)
+    return _linear(images, shrink, tf.zeros_like(shrink), tf.zeros_like(shrink), shrink)
+
+
+def _random_crop(images, key, share):
+    import tensorflow as tf
+
+    sides = tf.cast(tf.shape(images)[1:3], tf.float32)
+    moves = tf.round(_uniform(images, key, -share, share, 2) * sides)
+    one, zero = tf.ones_like(moves[:, :1]), tf.zeros_like(moves[:, :1])
+    return _project(images, (one, zero, moves[:, 1:], zero, one, moves[:, :1]), "CONSTANT")
+
+
+def _flip(axis: int) -> Callable:
+    def flip(images, key, probability):
+        import tensorflow as tf
+
+        chosen = _uniform(images, key, 0.0, 1.0)[:, :, None, None] < probability
+        return tf.where(chosen, tf.reverse(images, [axis]), images)
+
+    return flip
+
+
+def _color_jitter(images, key, share):
+    import tensorflow as tf
+
+    factors = 1 + _uniform(images, key, -share, share, 3)[:, :, None, None, None]
+    brightness, contrast, saturation = tf.unstack(factors, axis=1)
+    images = images * brightness
+    grey = tf.reduce_mean(images, axis=-1, keepdims=True)
+    images = grey + (images - grey) * saturation
+    mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+    return mean + (images - mean) * contrast
+
+
+def _noise(images, key, stddev):
+    import tensorflow as tf
+
+    return images + tf.random.stateless_normal(tf.shape(images), key, stddev=stddev)
+
+
+_FUNCTIONS = {
+    "rotation": _rotation,
+    "horizontal_flip": _flip(2),
+    "vertical_flip": _flip(1),
+    "color_jitter": _color_jitter,
+    "random_crop": _random_crop,
+    "center_crop": _center_crop,
+    "scale": _scale,
+    "noise": _noise,
+}

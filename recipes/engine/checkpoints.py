@@ -1,0 +1,157 @@
+"""What survives a run that ends early: the best model, the last state, the history."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tiffin.export.errors import InputError
+from tiffin.export.files import replacing, write_text
+
+LAST, BEST, HISTORY = "last.weights.h5", "model.keras", "history.csv"
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Write a `.keras` file for inference: without optimizer, loss and metrics, atomically."""
+    with replacing(path) as temporary:
+        keras.Model(model.inputs, model.outputs, name=model.name).save(temporary)
+
+
+@contextlib.contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Put the moving average of the weights in the model's place, where the optimizer keeps one."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
+        yield
+        return
+    variables = optimizer._trainable_variables
+    raw = [keras.ops.convert_to_numpy(v) for v in variables]
+    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+        variable.assign(average)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, raw, strict=True):
+            variable.assign(value)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After each epoch: the history, the best model so far, and all that is needed to go on.
+
+    Args:
+        directory: the run's folder.
+        monitor: name of the metric that says which epoch is best.
+        mode: `max` or `min`.
+        patience: epochs without a better one after which training stops; 0 for never.
+    """
+
+    def __init__(self, directory: Path, monitor: str, mode: str, patience: int = 0):
+        super().__init__()
+        self.directory = directory
+        self.monitor = monitor
+        self.sign = 1 if mode == "max" else -1
+        self.patience = patience
+        self.rows: list[dict[str, float]] = []
+
+    @property
+    def best(self) -> int | None:
+        """Place in `rows` of the best epoch, the first of equals; None before the first."""
+        scores = [self.sign * row[self.monitor] for row in self.rows]
+        return int(np.argmax(scores)) if scores else None
+
+    def restore(self) -> int:
+        """Load the last state into the compiled model and return the epoch to go on with.
+
+        Raises:
+            InputError: the run has no finished epoch, or belongs to another model.
+        """
+        import h5py
+
+        path = self.directory / LAST
+        if not path.exists():
+            raise InputError(
+                f"{self.directory} has no {LAST}: no epoch of it was finished, so there is nothing "
+                "to go on with. Start it anew without --resume."
+            )
+        try:
+            with h5py.File(path) as file:
+                state = json.loads(file.attrs["tiffin"])
+            self.model.optimizer.build(self.model.trainable_variables)
+            self.model.load_weights(path)
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{path} does not belong to this model ({str(error).splitlines()[0]}): resume with "
+                "the options that the run was started with (config.json has them)."
+            ) from error
+        self.rows = state["history"]
+        return len(self.rows)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {name: float(value) for name, value in (logs or {}).items()}
+        rate = self.model.optimizer.learning_rate
+        row = {"epoch": epoch + 1, **row, "learning_rate": float(rate)}
+        self.rows.append(row | {"seconds": time.perf_counter() - self.started})
+        if self.best == len(self.rows) - 1:
+            with averaged(self.model):
+                save_model(self.model, self.directory / BEST)
+        self._save_last()
+        self._save_history()
+        if self.patience and len(self.rows) - 1 - self.best >= self.patience:
+            best = self.rows[self.best]
+            print(
+                f"\nNo better {self.monitor} than {best[self.monitor]:.4f} of epoch "
+                f"{self.best + 1} in {self.patience} epochs: stopping early."
+            )
+            self.model.stop_training = True
+
+    def _save_last(self) -> None:
+        import h5py
+
+        with replacing(self.directory / LAST) as temporary:
+            self.model.save_weights(temporary)
+            # One file, one rename: weights and their epoch can never disagree after a crash.
+            with h5py.File(temporary, "a") as file:
+                file.attrs["tiffin"] = json.dumps({"history": self.rows})
+
+    def _save_history(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.rows[-1], lineterminator=os.linesep)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.directory / HISTORY, text.getvalue())
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """End a training whose loss is no longer a number, saying what to change."""
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.directory = directory
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float((logs or {}).get("loss", 0.0))
+        if np.isfinite(loss):
+            return
+        kept = (
+            f"The best model of the epochs before is {self.directory / BEST}. "
+            if (self.directory / BEST).exists()
+            else ""
+        )
+        raise InputError(
+            f"The loss became {loss} in epoch {self.epoch + 1}, batch {batch + 1}: training has "
+            f"diverged. {kept}Lower --learning-rate (a third is a good next try), add "
+            "--warmup-epochs 1, or leave --mixed-precision out."
+        )

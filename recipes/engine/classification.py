@@ -1,0 +1,133 @@
+"""The task of image classification: its data, loss, metrics, pictures and export."""
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from tiffin.export.errors import InputError
+from tiffin.recipes.engine import report
+from tiffin.recipes.engine.data import ImageData, load_images
+from tiffin.recipes.engine.training import Recipe
+
+
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy of integer labels and logits with label smoothing (Szegedy et al. 2016, sec. 7).
+
+    Args:
+        smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+    """
+
+    def __init__(self, smoothing: float = 0.0, name: str = "crossentropy"):
+        super().__init__(name=name)
+        self.smoothing = smoothing
+
+    def call(self, y_true, y_pred):
+        log_p = ops.log_softmax(ops.cast(y_pred, "float32"))
+        target = ops.expand_dims(ops.cast(ops.reshape(y_true, (-1,)), "int32"), -1)
+        loss = -ops.squeeze(ops.take_along_axis(log_p, target, axis=-1), -1)
+        if self.smoothing:
+            loss = (1 - self.smoothing) * loss - self.smoothing * ops.mean(log_p, axis=-1)
+        return loss
+
+
+@dataclasses.dataclass
+class Classification(Recipe):
+    """A network from images to one label each."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+
+    task: ClassVar[str] = "classification"
+    monitor: ClassVar[tuple[str, str]] = ("val_accuracy", "max")
+    default_size: ClassVar[int] = 224
+
+    @abc.abstractmethod
+    def build(
+        self, input_shape: tuple[int, int, int], classes: int, normalization: tuple
+    ) -> keras.Model:
+        """Return the recipe's network, from raw 0-255 RGB pixels to logits."""
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"--label-smoothing {self.label_smoothing} must lie in [0, 1); 0.1 is usual."
+            )
+
+    def load_data(self) -> ImageData:
+        return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
+
+    def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:
+        if normalization is None:
+            pixels, _ = data.train.arrays(2000, self.seed)
+            # Below one grey level a channel is constant, and dividing by its spread is noise.
+            mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2)).clip(1.0)
+            normalization = [round(float(m), 3) for m in mean], [round(float(s), 3) for s in std]
+        return self.build((*data.train.size, 3), len(data.classes), normalization)
+
+    def objective(self) -> dict[str, Any]:
+        return {"loss": SmoothedCrossentropy(self.label_smoothing), "metrics": ["accuracy"]}
+
+    def evaluate(self, model: keras.Model, data: ImageData, directory: Path) -> dict[str, Any]:
+        """Return top-1, top-5, cross-entropy and a per-class table of the test split."""
+        from sklearn.metrics import classification_report, confusion_matrix
+
+        logits, labels = predictions(model, data.test)
+        order = np.argsort(-logits, axis=1)
+        top = order[:, 0]
+        known = np.arange(len(data.classes))
+        matrix = confusion_matrix(labels, top, labels=known)
+        report.confusion(matrix, data.classes, directory / "confusion.png")
+        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        self._draw_mistakes(data, labels, top, log_p, directory / "mistakes.png")
+        table = classification_report(
+            labels, top, labels=known, target_names=data.classes, output_dict=True, zero_division=0
+        )
+        result = {
+            "accuracy": float((top == labels).mean()),
+            "top5": float((order[:, :5] == labels[:, None]).any(1).mean()),
+            "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
+            "examples": len(labels),
+            "classes": {
+                name: {k.replace("-score", ""): round(float(v), 4) for k, v in table[name].items()}
+                for name in data.classes
+            },
+        }
+        print(
+            f"Test: top-1 {result['accuracy']:.2%}, top-5 {result['top5']:.2%} "
+            f"of {len(labels)} images"
+        )
+        return result
+
+    def _draw_mistakes(self, data, labels, top, log_p, path: Path) -> None:
+        """Draw the mistakes that the network is surest of."""
+        wrong = np.flatnonzero(top != labels)
+        surest = wrong[np.argsort(-log_p[wrong, top[wrong]])][:25]
+        titles = [
+            f"{data.classes[top[i]]} {np.exp(log_p[i, top[i]]):.0%}, is {data.classes[labels[i]]}"
+            for i in surest
+        ]
+        images = data.test.take(surest).arrays()[0] if len(surest) else []
+        report.pictures(images, titles, "The surest mistakes on the test split", path)
+
+    def export_options(self, data: ImageData) -> dict[str, Any]:
+        return {
+            "calibration": data.train.arrays(200, self.seed)[0],
+            "evaluation": data.test.arrays(2000, self.seed),
+            "labels": data.classes,
+            "description": f"{self.model} trained on {data.kind}",
+        }
+
+
+def predictions(model: keras.Model, split, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return (float32 logits `[n, classes]`, int labels `[n]`) of every readable example."""
+    logits, labels = [], []
+    for images, batch_labels in split.batches(batch_size).as_numpy_iterator():
+        logits.append(ops.convert_to_numpy(model.predict_on_batch(images)))
+        labels.append(batch_labels)
+    return np.concatenate(logits), np.concatenate(labels)

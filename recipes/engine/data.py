@@ -1,0 +1,425 @@
+"""Images and labels from wherever `--data` points: embedded digits, TFDS, a folder of class folders.
+
+Everything ends as raw uint8 RGB pixels of one size. What fits in memory is decoded once and kept
+there; the rest is decoded in parallel as it is needed.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tiffin.export.errors import InputError, nearest
+from tiffin.export.images import SUFFIXES, load_image
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
+SPLITS |= {"validation": "validation", "dev": "validation", "test": "test", "testing": "test"}
+VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+
+
+@dataclasses.dataclass
+class Split:
+    """Labelled images of one size: decoded pixels, or files that are decoded as they are needed.
+
+    Attributes:
+        labels: int32 `[n]`, class indices.
+        size: `(height, width)` in pixels.
+        images: uint8 `[n, height, width, 3]`, or None where `paths` are read on the fly.
+        paths: the n files, or None where the images have none.
+    """
+
+    labels: np.ndarray
+    size: tuple[int, int]
+    images: np.ndarray | None = None
+    paths: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Return the examples at `indices` as a new split."""
+        images = None if self.images is None else self.images[indices]
+        paths = None if self.paths is None else self.paths[indices]
+        return Split(self.labels[indices], self.size, images, paths)
+
+    def name(self, index: int) -> str:
+        """Return what a person calls this example: its file's name, or its number."""
+        return f"#{index}" if self.paths is None else Path(self.paths[index]).name
+
+    def arrays(self, limit: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return up to `limit` examples, drawn evenly, as (uint8 images, int32 labels)."""
+        chosen = np.arange(len(self))
+        if limit is not None and limit < len(self):
+            chosen = np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False))
+        if self.images is not None:
+            return self.images[chosen], self.labels[chosen]
+        pairs = list(self.take(chosen).batches(64).unbatch().as_numpy_iterator())
+        return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+
+    def _batch(self, indices: "tf.Tensor", batch_size: int, drop_remainder: bool):
+        """Return a dataset of (uint8 image batch, label batch) for a dataset's worth of indices."""
+        import tensorflow as tf
+
+        source = tf.data.Dataset.from_tensor_slices(indices)
+        labels = tf.constant(self.labels)
+        if self.images is not None:
+            images = tf.constant(self.images)
+            return source.batch(batch_size, drop_remainder).map(
+                lambda i: (tf.gather(images, i), tf.gather(labels, i)), tf.data.AUTOTUNE
+            )
+        paths = tf.constant(self.paths.astype(str))
+
+        def decode(index):
+            pixels, ok = tf.numpy_function(
+                lambda p: _decode_or_skip(os.fsdecode(p), self.size),
+                [paths[index]],
+                (tf.uint8, tf.bool),
+            )
+            return tf.ensure_shape(pixels, (*self.size, 3)), labels[index], tf.ensure_shape(ok, ())
+
+        examples = source.map(decode, tf.data.AUTOTUNE).filter(lambda image, label, ok: ok)
+        return examples.map(lambda image, label, ok: (image, label)).batch(
+            batch_size, drop_remainder
+        )
+
+    def batches(self, batch_size: int) -> "tf.data.Dataset":
+        """Return (uint8 images, labels) batches once, in order: for evaluation."""
+        import tensorflow as tf
+
+        indices = tf.range(len(self), dtype=tf.int64)
+        return self._batch(indices, batch_size, drop_remainder=False).prefetch(tf.data.AUTOTUNE)
+
+    def training_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        augment: Callable | None = None,
+        drop_remainder: bool = True,
+    ) -> "tf.data.Dataset":
+        """Return endless shuffled (float32 images, labels) batches, with sample weights where the
+        last batch of an epoch is kept, so that each example counts alike.
+
+        The order and the augmentation of an epoch depend on `seed` and its number alone, so that a
+        resumed run sees what the unbroken one would have seen.
+
+        Args:
+            batch_size: examples a batch.
+            seed: of the order and the augmentation.
+            first_epoch: number of the epoch to start with.
+            augment: maps float32 `[batch, height, width, 3]` images and an int32 `[2]` stateless
+                seed to images of the same shape.
+            drop_remainder: leave an epoch's incomplete last batch out (another one each epoch).
+        """
+        import tensorflow as tf
+
+        # Scaled so that the mean over an epoch's batches is the mean over its examples.
+        share = -(-len(self) // batch_size) / len(self)
+
+        def prepare(key):
+            def example(step, batch):
+                images, labels = tf.cast(batch[0], tf.float32), batch[1]
+                if augment is not None:
+                    images = augment(images, tf.random.experimental.stateless_fold_in(key, step))
+                if drop_remainder:
+                    return images, labels
+                count = tf.cast(tf.shape(labels)[0], tf.float32)
+                return images, labels, tf.fill(tf.shape(labels), count * share)
+
+            return example
+
+        def epoch(number):
+            key = tf.stack([tf.cast(seed, tf.int64), number])
+            order = tf.argsort(tf.random.stateless_uniform([len(self)], key))
+            batches = self._batch(tf.cast(order, tf.int64), batch_size, drop_remainder).enumerate()
+            return batches.map(prepare(key), tf.data.AUTOTUNE)
+
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        return epochs.flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+
+
+_skipped: set[str] = set()
+
+
+def _decode_or_skip(path: str, size: tuple[int, int]) -> tuple[np.ndarray, np.bool_]:
+    """Decode one file inside a running pipeline; a bad one is named once and left out."""
+    try:
+        return load_image(path, size), np.True_
+    except InputError as error:
+        if path not in _skipped:
+            _skipped.add(path)
+            print(f"\nSkipped: {error}")
+        return np.zeros((*size, 3), np.uint8), np.False_
+
+
+@dataclasses.dataclass
+class ImageData:
+    """A labelled image data set in its three splits.
+
+    Attributes:
+        kind: what was recognised, for people: `folder of 2 classes at photos`.
+        classes: class names, by index.
+        train, validation, test: the splits.
+        skipped: files that could not be read.
+    """
+
+    kind: str
+    classes: list[str]
+    train: Split
+    validation: Split
+    test: Split
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def summary(self) -> str:
+        """Return one line for people."""
+        counts = f"{len(self.train)} / {len(self.validation)} / {len(self.test)}"
+        size = "x".join(map(str, self.train.size))
+        text = f"{self.kind}, {counts} images to train / validate / test at {size}"
+        return text + (f", {len(self.skipped)} unreadable skipped" if self.skipped else "")
+
+
+def load_images(
+    data: str, data_dir: Path | None, size: int | None, default_size: int, seed: int
+) -> ImageData:
+    """Recognise what `data` names, read it and split it.
+
+    Args:
+        data: `digits`, a TFDS name such as `cifar10`, or a folder of class folders, with or without
+            train/val/test folders above them.
+        data_dir: where TFDS keeps its prepared data; None for TFDS's own default.
+        size: height and width in pixels; None for the data's own, `default_size` where it varies.
+        default_size: the network's usual input size.
+        seed: of the stratified split where the data has none.
+
+    Raises:
+        InputError: nothing of that name, an empty folder, one class, a class too small to split.
+    """
+    path = Path(data).expanduser()
+    if data == "digits":
+        return _digits(size or 32, seed)
+    if path.is_dir():
+        return _folder(path, size or default_size, seed)
+    if path.exists():
+        raise InputError(f"{path} is a file; --data takes a folder that holds one folder a class.")
+    if path.is_absolute() or data.startswith(("./", "../", "~")) or data.endswith(os.sep):
+        raise InputError(f"There is no folder {path}: check the path given to --data.")
+    return _tfds(data, data_dir, size, seed)
+
+
+def _complete(parts: dict[str, Split], kind: str, classes: list[str], seed: int, where: str):
+    """Carve the splits that the data lacks out of its training part, each class alike."""
+    from sklearn.model_selection import train_test_split
+
+    train = parts["train"]
+    shares = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
+    missing = {part: share for part, share in shares.items() if part not in parts}
+    counts = np.bincount(train.labels, minlength=len(classes))
+    if counts.min() < 1 + len(missing):
+        raise InputError(
+            f"Class '{classes[counts.argmin()]}' in {where} has {counts.min()} readable images; "
+            f"each class needs at least {1 + len(missing)}, as training, "
+            f"{' and '.join(missing)} get one each. Add images, or remove the class."
+        )
+    total = len(train)
+    for part, share in missing.items():
+        rest, held_out = train_test_split(
+            np.arange(len(train)),
+            test_size=max(len(classes), round(share * total)),
+            random_state=seed,
+            stratify=train.labels,
+        )
+        parts[part], train = train.take(held_out), train.take(rest)
+    return ImageData(kind, classes, train, parts["validation"], parts["test"])
+
+
+def _digits(size: int, seed: int) -> ImageData:
+    import tensorflow as tf
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = (bunch.images[..., None] * (255 / 16)).astype(np.float32)
+    grown = tf.image.resize(grey, (size, size), "bicubic").numpy()
+    images = np.repeat(grown.clip(0, 255).round().astype(np.uint8), 3, axis=-1)
+    split = Split(bunch.target.astype(np.int32), (size, size), images)
+    kind = "scikit-learn's handwritten digits (embedded)"
+    return _complete({"train": split}, kind, [str(d) for d in range(10)], seed, "the digits")
+
+
+def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> ImageData:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow_datasets as tfds
+
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"There is no folder {data_dir}: check the path given to --data-dir.")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+        near = nearest(name, tfds.list_builders(with_community_datasets=False))
+        raise InputError(
+            f"--data {name} is neither 'digits', nor a folder here, nor a TFDS data set{near} "
+            "A folder holds one folder of images a class."
+        ) from error
+    features = builder.info.features
+    if set(builder.info.supervised_keys or ()) != {"image", "label"}:
+        raise InputError(
+            f"TFDS's {name} has no image and label: choose an image classification set."
+        )
+    try:
+        if not builder.data_path.exists():
+            print(f"Downloading {name} through TFDS ...")
+            builder.download_and_prepare()
+    except Exception as error:
+        raise InputError(
+            f"{name} is not prepared under {builder.data_path} and could not be downloaded "
+            f"({str(error).splitlines()[0]}). Connect to a network, or name the folder that holds it "
+            "with --data-dir."
+        ) from error
+    classes, shape = features["label"].names, features["image"].shape
+    native = shape[:2] if None not in shape[:2] else (224, 224)
+    target = (size, size) if size else tuple(native)
+    parts = {}
+    for split in builder.info.splits:
+        if split in SPLITS and builder.info.splits[split].num_examples:
+            parts[SPLITS[split]] = _tfds_split(builder, split, target)
+    if "train" not in parts:
+        raise InputError(
+            f"TFDS's {name} has no training split; it has {list(builder.info.splits)}."
+        )
+    return _complete(parts, f"TFDS {builder.info.full_name}", list(classes), seed, name)
+
+
+def _tfds_split(builder, split: str, size: tuple[int, int]) -> Split:
+    import tensorflow as tf
+
+    count = builder.info.splits[split].num_examples
+    _require_memory(count, size, f"{builder.info.full_name} ({split})")
+
+    def prepare(image, label):
+        if image.shape[-1] == 1:
+            image = tf.image.grayscale_to_rgb(image)
+        if tuple(image.shape[:2]) != size:
+            image = tf.image.resize(tf.cast(image, tf.float32), size, antialias=True)
+            image = tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
+        return image, tf.cast(label, tf.int32)
+
+    dataset = builder.as_dataset(split=split, as_supervised=True, shuffle_files=False)
+    images = np.empty((count, *size, 3), np.uint8)
+    labels = np.empty(count, np.int32)
+    done = 0
+    batches = dataset.map(prepare, tf.data.AUTOTUNE).batch(256).prefetch(2)
+    for image, label in _progress(
+        batches.as_numpy_iterator(), -(-count // 256), f"reading {split}"
+    ):
+        images[done : done + len(label)], labels[done : done + len(label)] = image, label
+        done += len(label)
+    return Split(labels[:done], size, images[:done])
+
+
+def _progress(iterable, total: int, what: str) -> Iterator:
+    from tqdm import tqdm
+
+    return iter(tqdm(iterable, total=total, desc=what, leave=False, delay=1))
+
+
+def _fits(count: int, size: tuple[int, int]) -> bool:
+    """Whether decoded pixels may stay in memory: half of what is free."""
+    import psutil
+
+    return count * size[0] * size[1] * 3 <= psutil.virtual_memory().available / 2
+
+
+def _require_memory(count: int, size: tuple[int, int], what: str) -> None:
+    if not _fits(count, size):
+        need = count * size[0] * size[1] * 3 / 2**30
+        raise InputError(
+            f"{what} takes {need:.0f} GiB at {size[0]}x{size[1]}, more than half of the free memory. "
+            "Choose a smaller --image-size, or unpack it into a folder of class folders, which is "
+            "read as it is needed."
+        )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _folder(root: Path, size: int, seed: int) -> ImageData:
+    folders = _subfolders(root)
+    tops = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS}
+    if "train" not in tops:
+        tops = {"train": root}
+    classes = [f.name for f in _subfolders(tops["train"])]
+    if not classes:
+        loose = len(_image_files(tops["train"]))
+        found = f"{loose} images but no class folders" if loose else "nothing in it"
+        raise InputError(
+            f"{tops['train']} has {found}: --data takes a folder that holds one folder of images a "
+            "class, such as photos/cat/1.jpg and photos/dog/2.jpg."
+        )
+    if len(classes) == 1:
+        raise InputError(
+            f"{tops['train']} has one class folder, '{classes[0]}'; a classifier needs at least two."
+        )
+    parts, skipped = {}, []
+    for part, top in tops.items():
+        unknown = {f.name for f in _subfolders(top)} - set(classes)
+        if unknown:
+            raise InputError(
+                f"{top} has a class '{min(unknown)}' that {tops['train']} lacks"
+                f"{nearest(min(unknown), classes)} Every class needs training images."
+            )
+        files = [(path, i) for i, c in enumerate(classes) for path in _image_files(top / c)]
+        parts[part], bad = _read_files(files, (size, size), part)
+        skipped += bad
+        present = np.bincount(parts[part].labels, minlength=len(classes))
+        if part == "train" and present.min() == 0:
+            empty = classes[present.argmin()]
+            raise InputError(
+                f"Class '{empty}' has no readable image in {top / empty}: add images (of "
+                f"{', '.join(sorted(SUFFIXES))}), or remove the folder."
+            )
+        if not len(parts[part]):
+            raise InputError(f"{top} has no readable images: fill it, or remove the folder.")
+    kind = f"folder of {len(classes)} classes at {root}"
+    data = _complete(parts, kind, classes, seed, str(root))
+    data.skipped = skipped
+    return data
+
+
+def _read_files(files: list[tuple[Path, int]], size: tuple[int, int], part: str):
+    """Return (Split, unreadable files): decoded at once where the pixels fit in memory."""
+    labels = np.array([label for _, label in files], np.int32)
+    paths = np.array([str(path) for path, _ in files], object)
+    if not _fits(len(files), size):
+        return Split(labels, size, paths=paths), []
+    images = np.empty((len(files), *size, 3), np.uint8)
+    good = np.ones(len(files), bool)
+    skipped = []
+
+    def read(index: int) -> str | None:
+        try:
+            images[index] = load_image(paths[index], size)
+        except InputError as error:
+            good[index] = False
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for problem in _progress(pool.map(read, range(len(files))), len(files), f"decoding {part}"):
+            if problem:
+                skipped.append(problem)
+                print(f"Skipped: {problem}")
+    return Split(labels[good], size, images[good], paths[good]), skipped

@@ -1,0 +1,387 @@
+"""The one way a recipe runs: data, model, dry export, fit, evaluation, report, export."""
+
+import abc
+import dataclasses
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import keras
+
+from tiffin.export.errors import InputError, nearest
+from tiffin.export.files import make_folder, write_json, write_text
+from tiffin.recipes.engine import registry, report, weights
+from tiffin.recipes.engine.augmentation import augmenter
+from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnNaN
+from tiffin.recipes.engine.optimizers import (
+    OptimizerName,
+    ScheduleName,
+    WarmupSchedule,
+    make_optimizer,
+)
+
+STEPS = 2000  # a default training: enough for a small network on a small data set
+
+
+@dataclasses.dataclass
+class Recipe(abc.ABC):
+    """What every training can be told. A task adds its data, loss, metrics and pictures."""
+
+    model: str = ""
+    """Variant to train, by name: `tiffin list` shows all."""
+    data: str = "digits"
+    """`digits` (embedded), a TFDS name such as cifar10, or a folder."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its prepared data sets (its own default: ~/tensorflow_datasets)."""
+    epochs: int | None = None
+    """Passes over the training data; default: as many as make 2,000 steps, from 4 to 60."""
+    batch_size: int = 128
+    """Examples in a step."""
+    optimizer: OptimizerName = "momentum"
+    """gradient_descent takes one step an epoch, with the gradient of all training data."""
+    learning_rate: float = 0.1
+    """Highest learning rate."""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate falls: not at all, in steps at --milestones, or along a cosine."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the learning rate rises from zero."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """For --schedule step: shares of the training after which --decay-factor applies."""
+    decay_factor: float = 0.1
+    """For --schedule step: what the learning rate is multiplied by."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay of kernels; biases and batch norm are left alone."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is validated and kept; 0: off."""
+    early_stopping: int = 0
+    """Epochs without improvement after which training ends; 0: never."""
+    mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
+    """Compute in 16 bits where it is safe; for GPUs."""
+    augment: tuple[str, ...] = ()
+    """Augmentations in order, each with an optional strength, such as rotation:10 noise."""
+    image_size: int | None = None
+    """Height and width in pixels; default: the data's own, or 224 for folders."""
+    weights: Path | None = None
+    """Start from a .keras or .weights.h5 file; a head of another size is replaced."""
+    freeze: str | None = None
+    """Keep all layers up to and including this one as they are."""
+    seed: int = 0
+    """Of the weights, the split, the order and the augmentation."""
+    export: bool = False
+    """Export the trained model to checked files; a dry export comes before the training."""
+    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    """File formats of --export."""
+    precisions: tuple[Literal["fp32", "fp16", "int8", "int8_dynamic"], ...] = (
+        "fp32",
+        "fp16",
+        "int8",
+    )
+    """Precisions of --export."""
+    output: Path | None = None
+    """Folder of this run; default: runs/<recipe>/<time>."""
+    resume: bool = False
+    """Go on with the run in --output, or with the newest of this recipe, with its own options."""
+
+    task: ClassVar[str]
+    monitor: ClassVar[tuple[str, str]]
+
+    # What a task provides -------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def load_data(self) -> Any:
+        """Return the data: an object with `train`, `validation`, `summary()`."""
+
+    @abc.abstractmethod
+    def make_model(self, data: Any, normalization: tuple | None) -> keras.Model:
+        """Return the untrained network for this data."""
+
+    @abc.abstractmethod
+    def objective(self) -> dict[str, Any]:
+        """Return `loss` and `metrics` for `compile`."""
+
+    @abc.abstractmethod
+    def evaluate(self, model: keras.Model, data: Any, directory: Path) -> dict[str, Any]:
+        """Measure the trained model on the test split, draw the task's pictures."""
+
+    @abc.abstractmethod
+    def export_options(self, data: Any) -> dict[str, Any]:
+        """Return the task's arguments for `tiffin.export.export`."""
+
+    # What every task shares -----------------------------------------------------------------
+
+    @property
+    def recipe(self) -> registry.Entry:
+        """The recipe file that this configuration belongs to."""
+        return registry.find(self.model)
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is loaded.
+
+        Raises:
+            InputError: an unknown variant or augmentation, a number out of range.
+        """
+        variants = list(self.recipe.variants)
+        if self.model not in variants:
+            raise InputError(f"--model {self.model} is no variant{nearest(self.model, variants)}")
+        for field, least in (("batch_size", 1), ("epochs", 1), ("image_size", 8)):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                option = "--" + field.replace("_", "-")
+                raise InputError(f"{option} {value}: it must be at least {least}.")
+        if not self.learning_rate > 0:
+            raise InputError(f"--learning-rate {self.learning_rate}: it must be positive.")
+        augmenter(self.augment)
+
+    def run(self) -> dict[str, Any]:
+        """Train, evaluate, report and, with `export`, hand out checked files.
+
+        Returns:
+            What `metrics.json` holds.
+
+        Raises:
+            InputError: whatever a user can mend.
+            KeyboardInterrupt: after Ctrl-C, once what was trained is kept.
+        """
+        self.check()
+        directory = self._open()
+        keras.utils.set_random_seed(self.seed)
+        names = {"no": "float32", "float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
+        keras.config.set_dtype_policy(names[self.mixed_precision])
+        data = self.load_data()
+        print(f"Data: {data.summary()}")
+        source = weights.read(self.weights) if self.weights and not self.resume else None
+        model = self.make_model(data, source.normalization if source else None)
+        if source:
+            print("\n".join(weights.apply(model, source)))
+        training = weights.freeze(model, self.freeze) if self.freeze else model.count_params()
+        print(f"Model: {model.name}, {model.count_params():,} parameters, {training:,} in training")
+        if self.export:
+            from tiffin.export import stage
+
+            stage.dry_run(model, self.formats)
+            print(f"Dry export: {' and '.join(self.formats)} work")
+        interrupted, minutes = self._fit(model, data, directory)
+        if not (directory / BEST).exists():
+            print("Stopped by Ctrl-C before the first epoch ended: there is nothing to keep yet.")
+            raise KeyboardInterrupt
+        print("Evaluating ...")
+        best = keras.saving.load_model(directory / BEST, compile=False)
+        metrics = self._summarise(best, data, directory, minutes)
+        if interrupted:
+            print(f"Stopped by Ctrl-C. {directory / BEST} is the best model so far; go on with:")
+            print(f"  {self._resume_command(directory)}")
+            raise KeyboardInterrupt
+        if self.export:
+            metrics["export"] = self._export(best, data, directory, metrics)
+        print(f"All of it is in {directory} ({report.REPORT} is the summary).")
+        return metrics
+
+    def _open(self) -> Path:
+        """Return the run's folder, made and proven writable; with --resume an existing one."""
+        runs = Path("runs") / self.recipe.name
+        if self.resume:
+            directory = self.output or newest(runs)
+            if directory is None or not (directory / "config.json").exists():
+                raise InputError(
+                    f"There is no run to resume in {directory or runs}: name its folder with "
+                    "--output."
+                )
+        else:
+            directory = self.output or runs / time.strftime("%Y-%m-%d_%H-%M-%S")
+            if (directory / LAST).exists() or (directory / BEST).exists():
+                raise InputError(
+                    f"{directory} holds a run already: go on with it by --resume, or name another "
+                    "folder with --output."
+                )
+            make_folder(directory)
+        self.output = directory
+        write_json(directory / "config.json", to_json(self))
+        print(f"Run: {directory}")
+        return directory
+
+    def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
+        """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
+        whole = self.optimizer == "gradient_descent"
+        batch = min(self.batch_size, len(data.train))
+        steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
+        epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
+        total = epochs * (1 if whole else steps)
+        per_epoch = total / epochs
+        schedule = WarmupSchedule(
+            self.learning_rate,
+            total,
+            round(self.warmup_epochs * per_epoch),
+            self.schedule,
+            [round(share * total) for share in self.milestones],
+            self.decay_factor,
+        )
+        optimizer = make_optimizer(
+            self.optimizer,
+            schedule,
+            model.trainable_variables,
+            self.weight_decay,
+            self.ema,
+            steps,
+        )
+        # XLA makes depthwise networks 8 times slower on a CPU under TensorFlow.
+        jit = False if keras.backend.backend() == "tensorflow" else "auto"
+        model.compile(optimizer=optimizer, jit_compile=jit, **self.objective())
+        checkpoint = Checkpoint(directory, *self.monitor, self.early_stopping)
+        checkpoint.set_model(model)
+        first = checkpoint.restore() if self.resume else 0
+        if first:
+            print(f"Resuming after epoch {first} of {epochs}")
+        callbacks = [
+            *([keras.callbacks.SwapEMAWeights()] if self.ema else []),
+            StopOnNaN(directory),
+            checkpoint,
+            keras.callbacks.TensorBoard(directory / "logs", write_graph=False),
+        ]
+        batches = data.train.training_batches(
+            batch, self.seed, first, augmenter(self.augment), whole
+        )
+        report.sheet(batches, directory / "augmented.png")
+        interrupted = False
+        if first < epochs:
+            try:
+                model.fit(
+                    batches,
+                    epochs=epochs,
+                    initial_epoch=first,
+                    steps_per_epoch=steps,
+                    validation_data=data.validation.batches(max(batch, 64)),
+                    callbacks=callbacks,
+                )
+            except KeyboardInterrupt:
+                interrupted = True
+                print(f"\nCtrl-C after {len(checkpoint.rows)} of {epochs} epochs")
+        if checkpoint.rows:
+            report.curves(checkpoint.rows, directory / "curves.png")
+        return interrupted, sum(row["seconds"] for row in checkpoint.rows) / 60
+
+    def _summarise(self, model, data, directory: Path, minutes: float) -> dict[str, Any]:
+        history = report.read_history(directory)
+        metrics = {
+            "recipe": self.recipe.name,
+            "model": self.model,
+            "task": self.task,
+            "data": self.data,
+            "command": command_line(),
+            "parameters": model.count_params(),
+            "image_size": list(model.input_shape[1:3]),
+            "epochs": len(history),
+            "minutes": round(minutes, 2),
+            "backend": keras.backend.backend(),
+            "test": self.evaluate(model, data, directory),
+        }
+        self._publish(metrics, directory)
+        return metrics
+
+    def _publish(self, metrics: dict[str, Any], directory: Path) -> None:
+        write_json(directory / "metrics.json", metrics)
+        write_text(directory / report.REPORT, report.markdown(metrics, directory))
+
+    def _export(self, model, data, directory: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+        from tiffin import export
+
+        options = self.export_options(data)
+        try:
+            manifest = export.export(
+                model,
+                directory / "export",
+                formats=self.formats,
+                precisions=self.precisions,
+                name=self.model,
+                task=self.task,
+                **options,
+            )
+        except export.ExportError as error:
+            manifest = getattr(error, "manifest", None)
+            if manifest:
+                self._publish(metrics | {"export": manifest}, directory)
+            raise
+        self._publish(metrics | {"export": manifest}, directory)
+        print(report.export_table(manifest))
+        return manifest
+
+    def _resume_command(self, directory: Path) -> str:
+        base = command_line().split(" --")[0]
+        return f"{base} --resume --output {shlex.quote(str(directory))}"
+
+
+def newest(runs: Path) -> Path | None:
+    """Return the most recent run in a folder of runs."""
+    configs = sorted(runs.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    return configs[-1].parent if configs else None
+
+
+def command_line() -> str:
+    """Return the command that started this process, as a person would type it."""
+    program = Path(sys.argv[0])
+    start = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """Return a configuration's fields as JSON values."""
+    fields = dataclasses.asdict(recipe)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def from_json(kind: type[Recipe], path: Path) -> Recipe:
+    """Read the configuration of an earlier run.
+
+    Raises:
+        InputError: a damaged file, or one of another recipe.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        known = {field.name: field for field in dataclasses.fields(kind)}
+        values = {}
+        for name, value in stored.items():
+            path_like = "Path" in str(known[name].type)
+            value = Path(value) if path_like and value is not None else value
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not the configuration of a {kind.__name__} run ({error!r}): resume with the "
+            "recipe that the run was started with."
+        ) from error
+
+
+def parse(kind: type[Recipe], arguments: list[str], prog: str | None, default: Recipe) -> Recipe:
+    """Read a recipe's command line; with --resume the stored configuration gives the defaults."""
+    import tyro
+
+    config = tyro.cli(kind, args=arguments, prog=prog, default=default)
+    if not config.resume:
+        return config
+    directory = config.output or newest(Path("runs") / config.recipe.name)
+    stored = (directory or Path()) / "config.json"
+    if not stored.exists():
+        return config  # _open says what is missing
+    default = from_json(kind, stored)
+    return dataclasses.replace(
+        tyro.cli(kind, args=arguments, prog=prog, default=default), resume=True, output=directory
+    )
+
+
+def main(kind: type[Recipe], model: str | None = None, prog: str | None = None, arguments=None):
+    """Run a recipe from the command line and exit: 0, 2 for a user's mistake, 130 for Ctrl-C.
+
+    Args:
+        kind: the recipe's configuration class.
+        model: a variant that takes the place of the class's default.
+        prog: how the command is called, for the help.
+        arguments: instead of `sys.argv[1:]`.
+    """
+    from tiffin.export import cli
+
+    default = kind(**({"model": model} if model else {}))
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(cli.run(lambda: parse(kind, given, prog, default).run()))

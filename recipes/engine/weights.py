@@ -1,0 +1,136 @@
+"""Starting from weights that exist: matched by layer, a head of another size replaced and said."""
+
+import dataclasses
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tiffin.export.errors import InputError, nearest
+
+
+@dataclasses.dataclass
+class Source:
+    """Weights read from a file.
+
+    Attributes:
+        path: the file.
+        model: the model of a `.keras` file; None for `.weights.h5`, which holds no layer names.
+    """
+
+    path: Path
+    model: keras.Model | None = None
+
+    @property
+    def normalization(self) -> tuple | None:
+        """The (mean, std) that the weights were trained with, where the file says so."""
+        for layer in self.model.layers if self.model else ():
+            if layer.name == "normalization":
+                config = layer.get_config()
+                return config["mean"], config["std"]
+        return None
+
+
+def read(path: Path) -> Source:
+    """Open a file of weights.
+
+    Raises:
+        InputError: no such file, another kind of file, or a damaged one.
+    """
+    from tiffin.export import runtime
+
+    if not path.is_file():
+        raise InputError(f"There is no file {path}: check the path given to --weights.")
+    if path.name.endswith(".weights.h5"):
+        return Source(path)
+    if path.suffix == ".keras":
+        return Source(path, runtime.load_keras(path))
+    raise InputError(f"--weights takes a .keras or a .weights.h5 file, not {path}.")
+
+
+def apply(model: keras.Model, source: Source) -> list[str]:
+    """Copy weights into `model`; the last layer may differ in size and then keeps its fresh ones.
+
+    Args:
+        model: a built model.
+        source: from `read`.
+
+    Returns:
+        Sentences for people: what was loaded, replaced, or left over.
+
+    Raises:
+        InputError: any other layer is missing from the file or has another shape.
+    """
+    values = _by_name(model, source) if source.model else _from_h5(model, source.path)
+    weighted = [layer for layer in model.layers if layer.weights]
+    head = weighted[-1]
+    problems = []
+    for layer in weighted:
+        found = values.get(layer.name)
+        wanted = [tuple(v.shape) for v in layer.weights]
+        if found is not None and [np.shape(v) for v in found] == wanted:
+            continue
+        have = "not in the file" if found is None else f"{[np.shape(v) for v in found]} in the file"
+        problems.append((layer, f"{layer.name}: {have}, {wanted} in the model"))
+    wrong = [text for layer, text in problems if layer is not head]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(
+            f"{source.path} does not fit {model.name}: {'; '.join(wrong[:3])}{more}. Give the file "
+            "of the same network, built with the same options (alpha, variant)."
+        )
+    said = []
+    for layer in weighted:
+        if problems and layer is head:
+            said.append(f"Head replaced: {problems[0][1]}; it starts fresh.")
+        else:
+            layer.set_weights(values[layer.name])
+    loaded = len(weighted) - len(problems)
+    said.insert(0, f"Weights of {loaded} layers loaded from {source.path}.")
+    extra = sorted(set(values) - {layer.name for layer in weighted})
+    if extra:
+        said.append(f"In the file but not in the model: {', '.join(extra)}.")
+    return said
+
+
+def _by_name(model: keras.Model, source: Source) -> dict[str, list[np.ndarray]]:
+    return {layer.name: layer.get_weights() for layer in source.model.layers if layer.weights}
+
+
+def _from_h5(model: keras.Model, path: Path) -> dict[str, list[np.ndarray]]:
+    """Read a `.weights.h5` by Keras' own loader; what it left untouched is what the file lacks."""
+    before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    try:
+        for layer in model.layers:
+            layer.set_weights([_blank(value) for value in layer.get_weights()])
+        model.load_weights(path, skip_mismatch=True)
+        after = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as weights ({error}).") from error
+    finally:
+        for layer in model.layers:
+            if layer.weights:
+                layer.set_weights(before[layer.name])
+    return {
+        name: values
+        for name, values in after.items()
+        if not any(np.isnan(v).all() for v in values if v.dtype.kind == "f" and v.size)
+    }
+
+
+def _blank(value: np.ndarray) -> np.ndarray:
+    return np.full_like(value, np.nan) if value.dtype.kind == "f" else value
+
+
+def freeze(model: keras.Model, until: str) -> int:
+    """Stop training every layer up to and including `until`; return how many weights still train.
+
+    Raises:
+        InputError: no such layer; the message has the nearest names.
+    """
+    names = [layer.name for layer in model.layers]
+    if until not in names:
+        raise InputError(f"{model.name} has no layer '{until}'{nearest(until, names)}")
+    for layer in model.layers[: names.index(until) + 1]:
+        layer.trainable = False
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
