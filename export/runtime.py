@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from tiffin.export.errors import InputError, nearest
 
 # 200 pictures at once through MobileNetV2 would need 1 GB in one layer.
 _CHUNK = 32
-_NOISE = (b"INFO:", b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")
+_NOISE = re.compile(
+    rb"INFO:|[IW]0000 |E0000 .*cuda|WARNING: All log messages before absl|To enable the following"
+)
 _ONNX_TYPES = {"float": "float32", "double": "float64"}
 
 
@@ -255,7 +258,7 @@ def quiet() -> Iterator[None]:
             os.close(saved)
             caught.seek(0)
             for line in caught:
-                if line.strip() and not line.startswith(_NOISE):
+                if line.strip() and not _NOISE.match(line):
                     os.write(2, line)
 
 
@@ -265,7 +268,7 @@ class _Keras(Runner):
 
         if not getattr(model, "inputs", None):
             raise InputError(
-                f"{path or model.name} does not say what it takes: it is a subclassed model. Save "
+                f"{path or model.name} does not say what it takes: it was never built. Save "
                 "keras.Model(inputs, model(inputs)) instead, with inputs = keras.Input(SHAPE)."
             )
         self.model = model
@@ -307,15 +310,16 @@ def read_keras(path: str | os.PathLike):
     if not zipfile.is_zipfile(path):
         raise _unreadable(path, "a Keras 3 model", "it is no zip archive")
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with quiet():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         # Loading runs the constructor of every layer: anything may be raised.
         cause = str(error)
         if unknown := re.search(r"Could not locate (?:class|function) '([^']+)'", cause):
             raise InputError(
                 f"{path} holds the custom layer or function '{unknown[1]}', not known here. "
-                "Import the module that defines it, where it must be decorated with "
-                "@keras.saving.register_keras_serializable(); on the command line: --import MODULE."
+                "Import the module that defines it (--imports MODULE on the command line), where it "
+                "must be decorated with @keras.saving.register_keras_serializable()."
             ) from error
         if "Lambda" in cause or "unsafe" in cause:
             raise InputError(

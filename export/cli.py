@@ -1,0 +1,457 @@
+"""The commands `export`, `predict` and `benchmark`, and how every command ends.
+
+This module is loaded before the command is known: numpy and the runtimes are imported inside.
+"""
+
+import dataclasses
+import importlib
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tiffin.export.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tiffin.export.runtime import Runner, Tensor
+
+# (mean, std) of raw pixels 0-255: what was subtracted and divided by when the model was trained.
+NORMALIZATIONS = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "tf": ((127.5,), (127.5,)),
+    "unit": ((0.0,), (255.0,)),
+}
+_CALIBRATION_IMAGES = 200
+_EVALUATION_IMAGES = 1000
+_TOP = 5
+
+
+@dataclasses.dataclass
+class Export:
+    """Turn a Keras model into ONNX and TFLite files that were run and compared with Keras.
+
+    examples:
+      tiffin export runs/resnet/2026-01-31_12-00-00 phone/ --calibration photos/
+      tiffin export model.keras phone/ --calibration photos/ --normalization imagenet
+      tiffin export model.keras phone/ --formats tflite --precisions fp32 fp16
+    """
+
+    model: Path
+    """A .keras file, or the folder of a run."""
+    directory: Path
+    """Folder for the files; created if need be."""
+    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    """File formats."""
+    precisions: tuple[Literal["fp32", "fp16", "int8", "int8_dynamic"], ...] = (
+        "fp32",
+        "fp16",
+        "int8",
+    )
+    """Precisions; int8 needs --calibration."""
+    calibration: Path | None = None
+    """Folder of images to calibrate with; subfolders named like labels also give accuracies."""
+    labels: Path | None = None
+    """Text file, one label a line; default: labels.txt beside the model."""
+    input_dtype: Literal["uint8", "float32"] = "uint8"
+    """Type of the pixels that the files take, 0-255 in both."""
+    normalization: tuple[str, ...] = ()
+    """What the model wants done to pixels: imagenet, tf, unit, or MEAN STD in 0-255 (2 or 6 numbers)."""
+    logits: bool = False
+    """Return logits, not probabilities."""
+    name: str | None = None
+    """Stem of the file names; default: the model's own name."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define the model's own layers."""
+
+    def run(self) -> None:
+        """Export, and print the table of files."""
+        normalization = parse_normalization(self.normalization)
+        _import_layers(self.imports)
+        from tiffin.export import documents, runtime, stage
+
+        path = _model_file(self.model)
+        labels = read_label_file(self.labels) if self.labels else find_labels(path)
+        model = runtime.read_keras(path)
+        calibration = evaluation = None
+        if self.calibration:
+            tensor = _image_input(runtime.of_model(model))
+            calibration, evaluation = _read_calibration(self.calibration, labels, tensor)
+        manifest = stage.export(
+            model,
+            self.directory,
+            formats=self.formats,
+            precisions=self.precisions,
+            calibration=calibration,
+            evaluation=evaluation,
+            labels=labels,
+            input_dtype=self.input_dtype,
+            normalization=normalization,
+            logits=self.logits,
+            name=self.name,
+            task="classification" if labels else None,
+        )
+        print(documents.files_table(manifest))
+        print(f"\nThe files and how to use them: {self.directory / documents.CARD}")
+
+
+@dataclasses.dataclass
+class Predict:
+    """Classify images with a .keras, .onnx or .tflite file.
+
+    examples:
+      tiffin predict phone/resnet20_int8.tflite cat.jpg dog.jpg
+      tiffin predict runs/resnet/2026-01-31_12-00-00 photos/
+    """
+
+    file: Path
+    """A .keras, .onnx or .tflite file, or the folder of a run."""
+    images: tuple[Path, ...]
+    """Image files, or folders of them."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define the model's own layers (.keras only)."""
+
+    def run(self) -> None:
+        """Print the five most probable classes of each image."""
+        import numpy as np
+
+        from tiffin.export import runtime
+
+        paths = list(_image_files(self.images))
+        file = _model_file(self.file)
+        if file.suffix == ".keras":
+            _import_layers(self.imports)
+        runner = runtime.load(file)
+        tensor = _image_input(runner)
+        labels = find_labels(file)
+        failed = []
+        for path in paths:
+            try:
+                image = _read_image(path, tensor)
+            except InputError as error:
+                failed.append(error)
+                if len(paths) > 1:
+                    print(f"Skipped: {error}", file=sys.stderr)
+                continue
+            scores = probabilities(runner(image[None]), runner)[0]
+            if labels and len(labels) != len(scores):
+                raise InputError(
+                    f"{file} has {len(scores)} classes, but there are {len(labels)} labels: "
+                    "put the labels.txt that belongs to it beside it."
+                )
+            print(path)
+            for index in np.argsort(-scores, kind="stable")[:_TOP]:
+                print(f"  {scores[index]:6.1%}  {labels[index] if labels else f'class {index}'}")
+        if len(failed) == len(paths):
+            raise (
+                failed[0]
+                if len(paths) == 1
+                else InputError(f"None of the {len(paths)} images could be read.")
+            )
+
+
+@dataclasses.dataclass
+class Benchmark:
+    """Measure latency, size and peak memory in the real runtimes, each file in a fresh process.
+
+    examples:
+      tiffin benchmark phone/
+      tiffin benchmark a.onnx b.tflite --threads 1 2 4 --seconds 3
+    """
+
+    files: tuple[Path, ...]
+    """Model files, or folders of them."""
+    threads: tuple[int, ...] = (1,)
+    """Threads that one call may use; one line of the table for each number."""
+    seconds: float = 1.0
+    """For how long to measure each."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define a model's own layers (.keras only)."""
+
+    def run(self) -> None:
+        """Measure one file after the other, and print one table."""
+        if not self.files:
+            raise InputError("Name the files to measure, or a folder that holds them.")
+        if not self.threads or min(self.threads) < 1 or not self.seconds > 0:
+            raise InputError("--threads and --seconds must be positive numbers.")
+        from tiffin.export import benchmark
+
+        rows, failed = [], []
+        for path in benchmark.find_models(self.files):
+            imports = ("tiffin.layers", *self.imports) if path.suffix == ".keras" else ()
+            try:
+                for threads in self.threads:
+                    result = benchmark.measure(path, threads, self.seconds, imports=imports)
+                    rows.append((path, result))
+            except InputError as error:
+                failed.append(error)
+        if rows:
+            benchmark.show(rows)
+        if failed:
+            raise InputError(" ".join(map(str, failed)))
+
+
+COMMANDS = {"export": Export, "predict": Predict, "benchmark": Benchmark}
+
+
+def parse(kind: type, arguments: Sequence[str], prog: str) -> None:
+    """Read a command's arguments and run it; a wrong option exits with status 2.
+
+    Args:
+        kind: a dataclass with a method `run`; fields without default are positional.
+        arguments: the words after the command's name.
+        prog: how the command is called, for the help.
+    """
+    import tyro
+
+    markers = (
+        tyro.conf.PositionalRequiredArgs,
+        tyro.conf.PositionalMetavarFromFieldName,
+        tyro.conf.FlagCreatePairsOff,
+        tyro.conf.DisallowNone,
+    )
+    tyro.cli(kind, args=arguments, prog=prog, config=markers).run()
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C.
+
+    A mistake is told in one paragraph on standard error.
+    """
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """`python -m tiffin.export COMMAND ...`: the three commands without the recipes."""
+    sys.exit(run(lambda: _command("python -m tiffin.export", sys.argv[1:])))
+
+
+def _command(prog: str, arguments: Sequence[str]) -> None:
+    name, *rest = arguments or ["--help"]
+    if name in COMMANDS:
+        parse(COMMANDS[name], rest, f"{prog} {name}")
+    elif name in ("-h", "--help"):
+        for command, kind in COMMANDS.items():
+            print(f"{prog} {command:10} {kind.__doc__.splitlines()[0]}")
+        print(f"\n`{prog} COMMAND --help` explains each.")
+    else:
+        raise InputError(f"There is no command '{name}'{nearest(name, COMMANDS)}")
+
+
+def parse_normalization(words: Sequence[str]) -> tuple[tuple[float, ...], ...] | None:
+    """Read `--normalization`: a preset, or mean and standard deviation of raw pixels 0-255.
+
+    Args:
+        words: nothing, a name of `NORMALIZATIONS`, or 2 or 6 numbers, the means first.
+
+    Returns:
+        `(mean, std)`, each of 1 or 3 numbers, or None for nothing.
+
+    Raises:
+        InputError: another name or count, or a standard deviation that is not positive.
+    """
+    if not words:
+        return None
+    if len(words) == 1 and words[0] in NORMALIZATIONS:
+        return NORMALIZATIONS[words[0]]
+    try:
+        numbers = tuple(float(word) for word in words)
+    except ValueError as error:
+        raise InputError(
+            f"--normalization {' '.join(words)} is unknown{nearest(words[0], NORMALIZATIONS)}"
+        ) from error
+    half = len(numbers) // 2
+    if len(numbers) not in (2, 6) or min(numbers[half:]) <= 0:
+        raise InputError(
+            f"--normalization takes a mean and a positive standard deviation in pixels, one number "
+            f"each or one a channel (2 or 6 numbers), not {' '.join(words)}."
+        )
+    return numbers[:half], numbers[half:]
+
+
+def read_label_file(path: Path) -> list[str]:
+    """Read a file with one label a line.
+
+    Raises:
+        InputError: it is missing, empty or no UTF-8 text.
+    """
+    try:
+        labels = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a list of labels, one a line ({error})."
+        ) from error
+    if not labels:
+        raise InputError(f"{path} is empty: it must hold one label a line.")
+    return labels
+
+
+def find_labels(path: Path) -> list[str] | None:
+    """Return the labels inside a model file, or of the `labels.txt` beside it, or None."""
+    from tiffin.export import metadata
+
+    if labels := metadata.read_labels(path):
+        return labels
+    beside = path.parent / metadata.LABELS_FILE
+    return read_label_file(beside) if beside.exists() else None
+
+
+def probabilities(outputs: "dict[str, np.ndarray]", runner: "Runner") -> "np.ndarray":
+    """Return the class probabilities `[batch, classes]` among a model's outputs.
+
+    An output named `logits`, or one that is no distribution, goes through a softmax.
+
+    Raises:
+        InputError: no output has the shape `[batch, classes]`.
+    """
+    import numpy as np
+
+    found = [t.name for t in runner.outputs if len(t.shape) == 2]
+    if not found:
+        names = ", ".join(t.name for t in runner.outputs)
+        raise InputError(f"{runner} is no classifier: no output among {names} is [batch, classes].")
+    name = next((n for n in ("probabilities", "logits") if n in found), found[0])
+    scores = outputs[name].astype(np.float32)
+    # Probabilities in 8 bits do not add up exactly.
+    near_one = np.abs(scores.sum(-1) - 1) < 0.05
+    if name == "probabilities" or (name != "logits" and (scores >= 0).all() and near_one.all()):
+        return scores
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def _import_layers(modules: Sequence[str]) -> None:
+    """Import what registers custom layers: this project's own, and the modules that were named."""
+    from tiffin.export.runtime import quiet
+
+    if modules:
+        sys.path.insert(0, "")
+    with quiet():
+        importlib.import_module("tiffin.layers")
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise InputError(
+                    f"--imports {module}: {error}. Name an installed module, or one in this folder."
+                ) from error
+
+
+def _model_file(path: Path) -> Path:
+    """Return the model of a run if `path` is its folder."""
+    if not path.is_dir():
+        return path
+    if not (path / "model.keras").exists():
+        raise InputError(f"The folder {path} holds no model.keras: name a run, or a model file.")
+    return path / "model.keras"
+
+
+def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    from tiffin.export.images import SUFFIXES
+
+    if not paths:
+        raise InputError("Name the images, or a folder that holds them.")
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not images:
+            raise InputError(
+                f"There is no image in the folder {path}: put .jpg or .png files there."
+            )
+        yield from images
+
+
+def _image_input(runner: "Runner") -> "Tensor":
+    """Return the one input that takes an image.
+
+    Raises:
+        InputError: there are several inputs, or the one takes no image `[batch, height, width, 1 or
+            3]`.
+    """
+    tensor = runner.inputs[0]
+    if len(runner.inputs) > 1 or len(tensor.shape) != 4 or tensor.shape[3] not in (1, 3):
+        shapes = ", ".join(f"'{t.name}' {list(t.shape)}" for t in runner.inputs)
+        raise InputError(
+            f"{runner} does not take one image [batch, height, width, 1 or 3]; it takes {shapes}."
+        )
+    return tensor
+
+
+def _read_image(path: Path, tensor: "Tensor") -> "np.ndarray":
+    """Return an image's raw pixels in the size and channels of a model's input."""
+    import numpy as np
+
+    from tiffin.export.images import load_image
+
+    height, width, channels = tensor.shape[1:]
+    image = load_image(path, (height, width) if height and width else None)
+    if channels == 1:
+        # Luma of ITU-R 601, as every decoder makes grey.
+        image = np.rint(image @ np.float32([0.299, 0.587, 0.114]))[..., None].astype(np.uint8)
+    return image if tensor.dtype == "uint8" else image.astype(np.float32)
+
+
+def _read_calibration(
+    folder: Path, labels: Sequence[str] | None, tensor: "Tensor"
+) -> tuple["np.ndarray", "tuple[np.ndarray, np.ndarray] | None"]:
+    """Read images to calibrate with, and those of labelled subfolders to evaluate on.
+
+    Returns:
+        Raw pixels `[n, height, width, channels]`, n at most 200, and, if subfolders are named like
+        labels, others of up to 1000 with their class indices. At most half of the images then
+        calibrate.
+
+    Raises:
+        InputError: no readable image.
+    """
+    import numpy as np
+
+    if not folder.is_dir():
+        raise InputError(f"--calibration {folder} is no folder: name a folder of images.")
+    if not tensor.shape[1] or not tensor.shape[2]:
+        raise InputError(
+            "The model takes images of any size, a phone wants one: build it with "
+            "keras.Input((height, width, channels)), load the weights, and save it again."
+        )
+    index = {label: i for i, label in enumerate(labels or ())}
+    paths = list(_image_files([folder]))
+    random.Random(0).shuffle(paths)
+    classes = [
+        next((index[part] for part in p.relative_to(folder).parts[:-1] if part in index), None)
+        for p in paths
+    ]
+    labelled = any(c is not None for c in classes)
+    wanted = min(_CALIBRATION_IMAGES, (len(paths) + 1) // 2 if labelled else len(paths))
+    calibration, evaluation = [], []
+    for path, label in zip(paths, classes, strict=True):
+        if len(calibration) == wanted and (not labelled or len(evaluation) == _EVALUATION_IMAGES):
+            break
+        if len(calibration) == wanted and label is None:
+            continue
+        try:
+            image = _read_image(path, tensor)
+        except InputError as error:
+            print(f"Skipped: {error}", file=sys.stderr)
+            continue
+        if len(calibration) < wanted:
+            calibration.append(image)
+        else:
+            evaluation.append((image, label))
+    if not calibration:
+        raise InputError(f"No image in {folder} could be read: put .jpg or .png files there.")
+    if not evaluation:
+        return np.stack(calibration), None
+    images, targets = zip(*evaluation, strict=True)
+    return np.stack(calibration), (np.stack(images), np.array(targets))
