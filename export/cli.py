@@ -58,7 +58,7 @@ class Export:
     input_dtype: Literal["uint8", "float32"] = "uint8"
     """Type of the pixels that the files take, 0-255 in both."""
     normalization: tuple[str, ...] = ()
-    """What the model wants done to pixels: imagenet, tf, unit, or MEAN STD in 0-255 (2 or 6 numbers)."""
+    """What the model wants done to pixels: imagenet, tf, unit, or MEAN STD, 1 or 3 numbers each."""
     logits: bool = False
     """Return logits, not probabilities."""
     name: str | None = None

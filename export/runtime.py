@@ -318,7 +318,7 @@ def read_keras(path: str | os.PathLike):
         if unknown := re.search(r"Could not locate (?:class|function) '([^']+)'", cause):
             raise InputError(
                 f"{path} holds the custom layer or function '{unknown[1]}', not known here. "
-                "Import the module that defines it (--imports MODULE on the command line), where it "
+                "Import the module that defines it (--imports MODULE on the command line); there it "
                 "must be decorated with @keras.saving.register_keras_serializable()."
             ) from error
         if "Lambda" in cause or "unsafe" in cause:
