@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A mistake in what was given: a file, a name, an option. The command line prints it and exits 2."""
+    """A mistake in what was given: a file, a name, an option. Commands print it and exit 2."""
 
 
 class ExportError(InputError):

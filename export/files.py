@@ -52,7 +52,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
+    """Yield a temporary path beside `path`; rename it on success, remove it on any failure.
 
     The temporary name keeps the suffix of `path`, as Keras chooses its format by it.
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+)
 
 
 def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -28,7 +30,7 @@ def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     Raises:
         InputError: the file is missing, truncated, no image, or larger than 179 megapixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     path = Path(path)
     try:
@@ -40,14 +42,19 @@ def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     except FileNotFoundError as error:
         raise InputError(f"There is no image at {path}.") from error
     except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder, not an image: name the image files in it.") from error
+        raise InputError(
+            f"{path} is a folder, not an image: name the image files in it."
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path} is too large to decode safely ({error}).") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path} is no image in any known format: replace it, or remove it."
+        ) from error
     except Exception as error:
         # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken bytes.
         raise InputError(
-            f"{path} cannot be read as an image ({error}): the file is damaged or is no image. "
-            "Replace it, or remove it."
+            f"{path} is a damaged image ({error}): replace it, or remove it."
         ) from error
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float32)

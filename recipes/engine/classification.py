@@ -16,7 +16,7 @@ from tiffin.recipes.engine.training import Recipe
 
 
 class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy of integer labels and logits with label smoothing (Szegedy et al. 2016, sec. 7).
+    """Cross-entropy of integer labels and logits, smoothed (Szegedy et al. 2016, section 7).
 
     Args:
         smoothing: share of the target that is spread evenly over all classes, in [0, 1).

@@ -25,7 +25,7 @@ examples:
   tiffin train resnet20 --data cifar10 --data-dir ~/tensorflow_datasets --epochs 10
   tiffin train resnet50 --data photos/ --weights runs/resnet/2026-01-31_12-00-00/model.keras
 
-NAME is a variant or a recipe; `tiffin list` shows all. `tiffin train NAME --help` shows its options.
+NAME is a variant or a recipe; `tiffin list` shows all, `tiffin train NAME --help` its options.
 """
 
 

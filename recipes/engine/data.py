@@ -1,4 +1,4 @@
-"""Images and labels from wherever `--data` points: embedded digits, TFDS, a folder of class folders.
+"""Images and labels from wherever `--data` points: digits, TFDS, a folder of class folders.
 
 Everything ends as raw uint8 RGB pixels of one size. What fits in memory is decoded once and kept
 there; the rest is decoded in parallel as it is needed.
@@ -244,8 +244,9 @@ def _digits(size: int, seed: int) -> ImageData:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    grey = (bunch.images[..., None] * (255 / 16)).astype(np.float32)
-    grown = tf.image.resize(grey, (size, size), "bicubic").numpy()
+    # A margin, as the strokes touch the frame and any shift would cut them.
+    grey = np.pad(bunch.images, ((0, 0), (1, 1), (1, 1)))[..., None] * (255 / 16)
+    grown = tf.image.resize(grey.astype(np.float32), (size, size), "bicubic").numpy()
     images = np.repeat(grown.clip(0, 255).round().astype(np.uint8), 3, axis=-1)
     split = Split(bunch.target.astype(np.int32), (size, size), images)
     kind = "scikit-learn's handwritten digits (embedded)"
@@ -268,9 +269,7 @@ def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> Imag
         ) from error
     features = builder.info.features
     if set(builder.info.supervised_keys or ()) != {"image", "label"}:
-        raise InputError(
-            f"TFDS's {name} has no image and label: choose an image classification set."
-        )
+        raise InputError(f"TFDS's {name} has no image and label: choose a classification set.")
     try:
         if not builder.data_path.exists():
             print(f"Downloading {name} through TFDS ...")
@@ -278,8 +277,8 @@ def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> Imag
     except Exception as error:
         raise InputError(
             f"{name} is not prepared under {builder.data_path} and could not be downloaded "
-            f"({str(error).splitlines()[0]}). Connect to a network, or name the folder that holds it "
-            "with --data-dir."
+            f"({str(error).splitlines()[0]}). Connect to a network, or name the folder that "
+            "holds it with --data-dir."
         ) from error
     classes, shape = features["label"].names, features["image"].shape
     native = shape[:2] if None not in shape[:2] else (224, 224)
@@ -325,7 +324,7 @@ def _tfds_split(builder, split: str, size: tuple[int, int]) -> Split:
 def _progress(iterable, total: int, what: str) -> Iterator:
     from tqdm import tqdm
 
-    return iter(tqdm(iterable, total=total, desc=what, leave=False, delay=1))
+    return iter(tqdm(iterable, total=total, desc=what, leave=False, disable=None))
 
 
 def _fits(count: int, size: tuple[int, int]) -> bool:
@@ -339,9 +338,9 @@ def _require_memory(count: int, size: tuple[int, int], what: str) -> None:
     if not _fits(count, size):
         need = count * size[0] * size[1] * 3 / 2**30
         raise InputError(
-            f"{what} takes {need:.0f} GiB at {size[0]}x{size[1]}, more than half of the free memory. "
-            "Choose a smaller --image-size, or unpack it into a folder of class folders, which is "
-            "read as it is needed."
+            f"{what} takes {need:.0f} GiB at {size[0]}x{size[1]}, more than half of the free "
+            "memory. Choose a smaller --image-size, or unpack it into a folder of class folders, "
+            "which is read as it is needed."
         )
 
 
@@ -372,7 +371,7 @@ def _folder(root: Path, size: int, seed: int) -> ImageData:
         )
     if len(classes) == 1:
         raise InputError(
-            f"{tops['train']} has one class folder, '{classes[0]}'; a classifier needs at least two."
+            f"{tops['train']} has one class folder, '{classes[0]}'; a classifier needs two or more."
         )
     parts, skipped = {}, []
     for part, top in tops.items():

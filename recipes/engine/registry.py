@@ -1,7 +1,7 @@
 """Which recipes and variants there are, read from the files without importing them.
 
-A recipe is a file `recipes/<task>/<recipe>.py` with a literal table `VARIANTS`, one row a model that
-it builds, and a builder function that bears the file's name.
+A recipe is a file `recipes/<task>/<recipe>.py` with a literal table `VARIANTS`, one row a model
+that it builds, a builder function that bears the file's name, and a configuration class `Config`.
 """
 
 import ast

@@ -14,7 +14,7 @@ import keras
 
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
-from tiffin.recipes.engine import registry, report, weights
+from tiffin.recipes.engine import report, weights
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnNaN
 from tiffin.recipes.engine.optimizers import (
@@ -56,7 +56,7 @@ class Recipe(abc.ABC):
     weight_decay: float = 1e-4
     """Decoupled weight decay of kernels; biases and batch norm are left alone."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is validated and kept; 0: off."""
+    """Decay of a moving average of the weights, which is then validated and kept; 0: off."""
     early_stopping: int = 0
     """Epochs without improvement after which training ends; 0: never."""
     mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
@@ -113,10 +113,15 @@ class Recipe(abc.ABC):
 
     # What every task shares -----------------------------------------------------------------
 
-    @property
-    def recipe(self) -> registry.Entry:
-        """The recipe file that this configuration belongs to."""
-        return registry.find(self.model)
+    @classmethod
+    def family(cls) -> str:
+        """Return the name of the recipe: that of its file, also of a copy that a user owns."""
+        return Path(sys.modules[cls.__module__].__file__).stem
+
+    @classmethod
+    def variants(cls) -> list[str]:
+        """Return the models that the recipe's file lists in its `VARIANTS`."""
+        return list(sys.modules[cls.__module__].VARIANTS)
 
     def check(self) -> None:
         """Refuse what cannot work before anything is loaded.
@@ -124,9 +129,9 @@ class Recipe(abc.ABC):
         Raises:
             InputError: an unknown variant or augmentation, a number out of range.
         """
-        variants = list(self.recipe.variants)
-        if self.model not in variants:
-            raise InputError(f"--model {self.model} is no variant{nearest(self.model, variants)}")
+        if self.model not in self.variants():
+            near = nearest(self.model, self.variants())
+            raise InputError(f"{self.family()} has no model '{self.model}'{near}")
         for field, least in (("batch_size", 1), ("epochs", 1), ("image_size", 8)):
             value = getattr(self, field)
             if value is not None and value < least:
@@ -182,7 +187,7 @@ class Recipe(abc.ABC):
 
     def _open(self) -> Path:
         """Return the run's folder, made and proven writable; with --resume an existing one."""
-        runs = Path("runs") / self.recipe.name
+        runs = Path("runs") / self.family()
         if self.resume:
             directory = self.output or newest(runs)
             if directory is None or not (directory / "config.json").exists():
@@ -253,6 +258,7 @@ class Recipe(abc.ABC):
                     epochs=epochs,
                     initial_epoch=first,
                     steps_per_epoch=steps,
+                    verbose="auto" if sys.stdout.isatty() else 2,
                     validation_data=data.validation.batches(max(batch, 64)),
                     callbacks=callbacks,
                 )
@@ -266,7 +272,7 @@ class Recipe(abc.ABC):
     def _summarise(self, model, data, directory: Path, minutes: float) -> dict[str, Any]:
         history = report.read_history(directory)
         metrics = {
-            "recipe": self.recipe.name,
+            "recipe": self.family(),
             "model": self.model,
             "task": self.task,
             "data": self.data,
@@ -349,7 +355,7 @@ def from_json(kind: type[Recipe], path: Path) -> Recipe:
         return kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not the configuration of a {kind.__name__} run ({error!r}): resume with the "
+            f"{path} is not the configuration of a run of this recipe ({error!r}): resume with the "
             "recipe that the run was started with."
         ) from error
 
@@ -361,7 +367,7 @@ def parse(kind: type[Recipe], arguments: list[str], prog: str | None, default: R
     config = tyro.cli(kind, args=arguments, prog=prog, default=default)
     if not config.resume:
         return config
-    directory = config.output or newest(Path("runs") / config.recipe.name)
+    directory = config.output or newest(Path("runs") / kind.family())
     stored = (directory or Path()) / "config.json"
     if not stored.exists():
         return config  # _open says what is missing

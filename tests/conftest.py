@@ -1,0 +1,33 @@
+"""What all tests share: a quiet, seeded TensorFlow and pictures to read."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    if "keras" in __import__("sys").modules:
+        import keras
+
+        keras.utils.set_random_seed(7)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder of two class folders, ten 24x20 pictures each, told apart by their colour."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name, color in (("red", (200, 40, 40)), ("teal", (30, 160, 160))):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(10):
+            pixels = np.clip(random.normal(color, 20, (24, 20, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}{number}.png")
+    return tmp_path / "photos"
