@@ -1,0 +1,265 @@
+"""A traced model to ONNX."""
+
+import logging
+import os
+from collections import Counter
+
+import numpy as np
+
+from tiffin.export.convert import Interface, Traced
+from tiffin.export.errors import ExportError
+
+# 18 turns a global average pooling into Transpose and ReduceMean.
+OPSET = 17
+
+
+def to_onnx(interface: Interface, traced: Traced):
+    """Convert a model traced with an open batch.
+
+    Returns:
+        `onnx.ModelProto`, float32, opset 17, batch axes named `batch`.
+
+    Raises:
+        ExportError: an operation has no ONNX form; the message names the layer that made it.
+    """
+    # Its optimizers otherwise deep-copy the graph before every pass, to survive their own errors.
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
+    import onnx
+    import tensorflow as tf
+    from onnxslim import slim
+    from tf2onnx import optimizer, tf_loader, tfonnx
+
+    kernels = traced.kernels()
+    renamed = {f"{n}:0": p.name for n, p in zip(traced.inputs, interface.inputs, strict=True)}
+    renamed |= {t: p.name for t, p in zip(traced.outputs, interface.outputs, strict=True)}
+    inputs = [f"{n}:0" for n in (*traced.inputs, *sorted(kernels))]
+    level = logging.getLogger("tf2onnx").level
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    try:
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(traced.with_constants({*traced.weights} - kernels), name="")
+            with tf_loader.tf_session(graph=graph):
+                converted = tfonnx.process_tf_graph(
+                    graph,
+                    opset=OPSET,
+                    input_names=inputs,
+                    output_names=traced.outputs,
+                    tensors_to_rename=renamed,
+                )
+        proto = optimizer.optimize_graph(converted, catch_errors=False).make_model("tiffin")
+    finally:
+        logging.getLogger("tf2onnx").setLevel(level)
+    _refuse_unknown(proto.graph.node, traced)
+    proto = slim(proto)
+    graph = _Graph(proto, {f"{name}:0": traced.weights[name] for name in kernels})
+    graph.fold()
+    graph.finish(interface)
+    if proto.ByteSize() < 2**31:
+        onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def reduce(proto, precision: str, interface: Interface, calibration):
+    """Return a copy of a float32 model in another precision."""
+    import onnx
+
+    if precision == "fp32":
+        result = onnx.ModelProto()
+        result.CopyFrom(proto)
+        return result
+    raise ExportError(f"ONNX in {precision} is not there yet.")
+
+
+class _Graph:
+    """An ONNX graph whose weights lie beside it, so that folding moves numbers and not bytes."""
+
+    def __init__(self, proto, weights: dict[str, np.ndarray]):
+        from onnx import numpy_helper
+
+        self.proto, self.nodes = proto, list(proto.graph.node)
+        self.values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        self.values |= weights
+        for node in self.nodes:
+            if node.op_type == "Constant":
+                self.values[node.output[0]] = numpy_helper.to_array(_attributes(node)["value"])
+        self.nodes = [n for n in self.nodes if n.op_type != "Constant"]
+        self.ends = {o.name for o in proto.graph.output}
+        # Names that a loop's body reads from outside count as read, too.
+        self.readers = Counter(_reads(self.nodes))
+        self.makers = {name: node for node in self.nodes for name in node.output}
+
+    def only(self, name: str) -> bool:
+        """Whether one node alone reads a value."""
+        return self.readers[name] == 1 and name not in self.ends
+
+    def fold(self) -> None:
+        """Fold layout changes into kernels, additions into biases, and padding into windows."""
+        for node in [*self.nodes]:
+            self._fold_layout(node)
+        for node in [*self.nodes]:
+            match node.op_type:
+                case "Add":
+                    self._fold_addition(node)
+                case "MaxPool":
+                    self._fold_padding(node)
+
+    def _remove(self, node, replacement: str) -> None:
+        """Drop a node; what read its first output reads `replacement`."""
+        self.nodes.remove(node)
+        for name in node.input:
+            self.readers[name] -= 1
+        for other in self.nodes:
+            for slot, name in enumerate(other.input):
+                if name == node.output[0]:
+                    other.input[slot] = replacement
+                    self.readers[replacement] += 1
+
+    def _fold_layout(self, node) -> None:
+        value = self.values.get(node.input[0]) if node.input else None
+        if value is None or node.output[0] in self.ends:
+            return
+        if node.op_type == "Transpose":
+            value = value.transpose(_attributes(node).get("perm"))
+        elif node.op_type == "Reshape" and node.input[1] in self.values:
+            shape = [int(n) for n in self.values[node.input[1]]]
+            value = value.reshape([n or value.shape[i] for i, n in enumerate(shape)])
+        else:
+            return
+        self.values[node.output[0]] = value
+        self._remove(node, node.output[0])
+
+    def _fold_addition(self, node) -> None:
+        """Make an added constant the bias of the Conv, Gemm or MatMul before it."""
+        for source, other in (node.input[:], node.input[::-1]):
+            shift, maker = self.values.get(other), self.makers.get(source)
+            if shift is None or maker is None or not self.only(source):
+                continue
+            if maker.op_type not in ("Conv", "Gemm", "MatMul"):
+                continue
+            kernel = self.values.get(maker.input[1])
+            if kernel is None:
+                continue
+            if maker.op_type == "Conv":
+                channels = kernel.shape[0]
+                fits = shift.size == 1 or shift.shape[-3:-2] == (channels,) == (shift.size,)
+            else:
+                kernel_axis = 0 if _attributes(maker).get("transB") else -1
+                channels = kernel.shape[kernel_axis]
+                fits = shift.size == 1 or shift.shape[-1:] == (channels,) == (shift.size,)
+            if maker.op_type == "MatMul":
+                fits = fits and self.proto_rank(source) == kernel.ndim == 2
+            if not fits:
+                continue
+            shift = np.broadcast_to(shift.ravel(), (channels,))
+            if len(maker.input) > 2 and maker.input[2]:
+                bias = self.values.get(maker.input[2])
+                if bias is None or bias.size != channels:
+                    continue
+                shift = shift + bias.ravel()
+                self.readers[maker.input[2]] -= 1
+                del maker.input[2]
+            name = f"{maker.output[0]}/bias"
+            self.values[name] = np.ascontiguousarray(shift)
+            maker.input.append(name)
+            self.readers[name] += 1
+            if maker.op_type == "MatMul":
+                maker.op_type = "Gemm"
+            self._remove(node, source)
+            return
+
+    def proto_rank(self, name: str) -> int | None:
+        """Return the rank of a value, None where inference cannot tell."""
+        import onnx
+
+        if not hasattr(self, "_ranks"):
+            inferred = onnx.shape_inference.infer_shapes(self.proto).graph
+            self._ranks = {
+                v.name: len(v.type.tensor_type.shape.dim)
+                for v in (*inferred.value_info, *inferred.output)
+                if v.type.tensor_type.HasField("shape")
+            }
+        return self._ranks.get(name)
+
+    def _fold_padding(self, node) -> None:
+        """Let a MaxPool pad by itself where its input is never below the padding's zero."""
+        import onnx
+
+        pad = self.makers.get(node.input[0])
+        if pad is None or pad.op_type != "Pad" or not self.only(pad.output[0]):
+            return
+        before, attributes = self.makers.get(pad.input[0]), _attributes(node)
+        positive = before is not None and (
+            before.op_type in ("Relu", "Sigmoid")
+            or (before.op_type == "Clip" and np.all(self.values.get(before.input[1], -1) >= 0))
+        )
+        sizes = self.values.get(pad.input[1])
+        fill = self.values.get(pad.input[2], 0) if len(pad.input) > 2 and pad.input[2] else 0
+        if not positive or sizes is None or np.any(fill) or len(pad.input) > 3:
+            return
+        if _attributes(pad).get("mode", b"constant") != b"constant" or any(sizes < 0):
+            return
+        half = len(sizes) // 2
+        inner = [int(n) for part in (sizes[:half], sizes[half:]) for n in part[2:]]
+        if any(sizes[:2]) or any(sizes[half : half + 2]) or any(attributes.get("pads", ())):
+            return
+        windows = attributes["kernel_shape"]
+        if any(p >= w for p, w in zip(inner, [*windows, *windows], strict=True)):
+            return
+        kept = [a for a in node.attribute if a.name not in ("pads", "auto_pad")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute("pads", inner)])
+        self._remove(pad, pad.input[0])
+
+    def finish(self, interface: Interface) -> None:
+        """Write nodes and weights back, with the interface's names, shapes and batch axis."""
+        import onnx
+        from onnx import numpy_helper
+
+        graph = self.proto.graph
+        used = {name for name, count in Counter(_reads(self.nodes)).items() if count} | self.ends
+        for field in (graph.node, graph.initializer, graph.value_info, graph.input, graph.output):
+            del field[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(
+            numpy_helper.from_array(np.ascontiguousarray(value), name)
+            for name, value in self.values.items()
+            if name in used
+        )
+        for field, ports in ((graph.input, interface.inputs), (graph.output, interface.outputs)):
+            for port in ports:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype))
+                shape = ["batch", *port.shape]
+                field.append(onnx.helper.make_tensor_value_info(port.name, kind, shape))
+        graph.name = interface.model.name
+        self.proto.producer_name, self.proto.producer_version = "tiffin", ""
+
+
+def _attributes(node) -> dict:
+    import onnx
+
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _reads(nodes):
+    """Yield every name that these nodes read, those in the bodies of loops and branches included."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _reads(attribute.g.node)
+                yield from (o.name for o in attribute.g.output)
+
+
+def _refuse_unknown(nodes, traced: Traced) -> None:
+    import onnx
+
+    unknown = Counter()
+    for node in nodes:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, node.domain):
+            unknown[node.op_type] += 1
+    if unknown:
+        operations = ", ".join(sorted(unknown))
+        raise ExportError(
+            f"{traced.origin(set(unknown))} uses the TensorFlow operation {operations}, which has "
+            "no ONNX form. Write that layer with keras.ops that have one, or export to TFLite only."
+        )

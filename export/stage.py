@@ -1,0 +1,360 @@
+"""The export stage: convert, run, compare, and only then hand out."""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tiffin.export import files, metadata, runtime, verify
+from tiffin.export.convert import Interface, Traced, trace
+from tiffin.export.errors import ExportError, InputError, nearest
+
+FORMATS = ("onnx", "tflite")
+PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
+# More examples narrow no bound that matters and cost minutes on a large net.
+_CALIBRATION, _EVALUATION, _RANDOM = 200, 500, 8
+_PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", "ai_edge_litert")
+_PACKAGES += ("litert_quantizer",)
+
+
+def export(
+    model,
+    directory,
+    *,
+    formats: Sequence[str] = ("onnx", "tflite"),
+    precisions: Sequence[str] = ("fp32", "fp16", "int8"),
+    calibration=None,
+    evaluation=None,
+    metric: Callable = verify.accuracy,
+    labels: Sequence[str] | None = None,
+    input_dtype: str = "uint8",
+    normalization=None,
+    logits: bool = False,
+    name: str | None = None,
+    task: str | None = None,
+    max_loss: float = 0.01,
+    description: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Export a Keras model to ONNX and TFLite files that were run and compared before.
+
+    Each file is run in onnxruntime or LiteRT and held against Keras on evaluation data (else on
+    calibration data, else on seeded random inputs). What keeps its bound is published under
+    `{name}_{precision}.{format}`, with `manifest.json`, documents and code samples; all at once, at
+    the end. An older export of the same name is replaced.
+
+    Args:
+        model: a `keras.Model` whose inputs are static but for the batch, on any backend. Inputs
+            `[batch, height, width, 1 or 3]` are images: raw pixels 0-255.
+        directory: where the files go; created if missing.
+        formats: of `onnx` and `tflite`.
+        precisions: of `fp32`, `fp16`, `int8` (static, needs `calibration`) and `int8_dynamic`.
+        calibration: real training inputs, raw: an array `[examples, ...]`, or one per input name;
+            at most 200 are used.
+        evaluation: `(inputs, targets)`, inputs like `calibration`; at most 500 are used.
+        metric: `metric(outputs, targets) -> float`, higher is better; outputs by name. With the
+            backends jax and torch it must be a function that can be imported.
+        labels: names of the classes, in the order of the output.
+        input_dtype: `uint8` or `float32`, what image inputs take.
+        normalization: `(mean, std)` in pixel values, each a scalar or one per channel, that is put
+            before a model that lacks it: `(pixels - mean) / std`.
+        logits: leave a single output `logits` as it is; by default it gets a softmax and is called
+            `probabilities`.
+        name: start of the files' names; the model's name by default.
+        task: such as `classification`, for the manifest.
+        max_loss: how much of the metric fp16 and int8 may lose, absolute.
+        description: one or more sentences for the manifest, the model card and the files.
+        say: called with each line of progress.
+
+    Returns:
+        The manifest, as in `manifest.json`.
+
+    Raises:
+        InputError: something given is wrong, or the directory cannot be written to.
+        ExportError: some or all files cannot leave; those that can were published. Its `manifest`
+            attribute holds the manifest, None if nothing could be tried.
+    """
+    if keras.backend.backend() != "tensorflow":
+        from tiffin.export import worker
+
+        options = {k: v for k, v in locals().items() if k not in ("model", "directory", "worker")}
+        return worker.export_elsewhere(model, directory, options)
+    _known("format", formats, FORMATS)
+    _known("precision", precisions, PRECISIONS)
+    directory = files.make_folder(directory)
+    interface = Interface(model, input_dtype, normalization, logits)
+    name = name or re.sub(r"[^\w.-]+", "_", model.name)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"The name '{name}' must be letters, digits, '_', '-' and '.' only.")
+    _check_labels(labels, interface)
+    if "int8" in precisions and calibration is None:
+        raise InputError(
+            "int8 needs calibration data: about 100 real training inputs, raw, as "
+            "calibration=ARRAY (on the command line --calibration FOLDER). Give them, or leave int8 "
+            "out: precisions=('fp32', 'fp16') or 'int8_dynamic'."
+        )
+    if calibration is not None:
+        calibration = verify.checked(calibration, interface.inputs, "calibration")
+        calibration, _ = verify.examples(calibration, _CALIBRATION)
+    judge = _Judge(interface, calibration, evaluation, metric, max_loss, precisions)
+    manifest = {
+        "format_version": 1,
+        "name": name,
+        "task": task,
+        "description": description,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
+        "inputs": [port.describe() for port in interface.inputs],
+        "outputs": [port.describe() for port in interface.outputs],
+        "labels": list(labels) if labels else None,
+        "reference": judge.summary,
+        "verified_on": judge.verified_on,
+        "bounds": judge.bounds,
+        "files": [],
+        "failed": [],
+    }
+    manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"])
+    with _workshop(directory) as workshop:
+        for kind in formats:
+            for precision, content in _files(kind, interface, precisions, calibration):
+                path = workshop / f"{name}_{precision}.{kind}"
+                entry = {"file": path.name, "format": kind, "precision": precision}
+                try:
+                    entry |= _check_file(content, path, kind, precision, judge, manifest)
+                except ExportError as error:
+                    path.unlink(missing_ok=True)
+                    manifest["failed"].append(entry | {"reason": str(error)})
+                    say(f"{path.name}: not published. {error}")
+                else:
+                    manifest["files"].append(entry)
+                    say(_line(entry))
+        _publish(workshop, directory, name, manifest)
+    if manifest["failed"]:
+        raise _failure(manifest, directory)
+    return manifest
+
+
+def dry_run(model, formats: Sequence[str] = ("onnx", "tflite"), **options) -> None:
+    """Prove that a model, trained or not, can leave: convert to fp32 and run it once.
+
+    Args:
+        model: as for `export`.
+        formats: of `onnx` and `tflite`.
+        **options: `input_dtype`, `normalization` and `logits` as for `export`.
+
+    Raises:
+        InputError, ExportError: as `export` would.
+    """
+    if keras.backend.backend() != "tensorflow":
+        from tiffin.export import worker
+
+        return worker.dry_run_elsewhere(model, {"formats": tuple(formats), **options})
+    _known("format", formats, FORMATS)
+    interface = Interface(model, **options)
+    judge = _Judge(interface, None, None, None, 0.0, ("fp32",))
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in formats:
+            for precision, content in _files(kind, interface, ("fp32",), None):
+                path = Path(folder) / f"dry_run.{kind}"
+                _check_file(content, path, kind, precision, judge, None)
+    return None
+
+
+def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    if isinstance(given, str) or not given:
+        raise InputError(f"Give each {what} in a tuple, of {', '.join(known)}; not {given!r}.")
+    for item in given:
+        if item not in known:
+            raise InputError(f"There is no {what} '{item}'{nearest(item, known)}")
+
+
+def _check_labels(labels: Sequence[str] | None, interface: Interface) -> None:
+    if not labels:
+        return
+    metadata.labels_text(labels)
+    sizes = {p.name: p.shape[-1] for p in interface.outputs if p.shape}
+    if len(labels) not in sizes.values():
+        shown = ", ".join(f"'{name}' has {size}" for name, size in sizes.items())
+        raise InputError(
+            f"{len(labels)} labels fit no output: {shown} columns. Give one label for each class."
+        )
+
+
+class _Judge:
+    """Keras' own answers, and the limits around them."""
+
+    def __init__(self, interface, calibration, evaluation, metric, max_loss, precisions):
+        self.interface, self.metric, self.targets = interface, None, None
+        if evaluation is not None:
+            inputs, targets = evaluation
+            inputs = verify.checked(inputs, interface.inputs, "evaluation")
+            count = len(next(iter(inputs.values())))
+            if len(targets) != count:
+                raise InputError(
+                    f"evaluation has {count} inputs and {len(targets)} targets; they must pair up."
+                )
+            self.inputs, chosen = verify.examples(inputs, _EVALUATION)
+            self.targets, self.metric = np.asarray(targets)[chosen], metric
+            self.verified_on = f"{len(chosen)} evaluation inputs"
+        elif calibration is not None:
+            self.inputs = calibration
+            self.verified_on = f"{len(next(iter(calibration.values())))} calibration inputs"
+        else:
+            self.inputs = verify.random_inputs(interface.inputs, _RANDOM)
+            self.verified_on = "random inputs"
+        self.reference = interface.keras()(self.inputs)
+        for name, value in self.reference.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ExportError(
+                    f"Keras' own output '{name}' holds NaN or infinity on {self.verified_on}: the "
+                    "training diverged. Train again with a lower learning rate."
+                )
+        self.summary = None
+        if self.metric is not None:
+            self.summary = {
+                "metric": metric.__name__,
+                "value": float(metric(dict(self.reference), self.targets)),
+                "examples": len(self.targets),
+            }
+        self.bounds = {p: verify.bound(p, max_loss, self.metric is not None) for p in precisions}
+
+    def __call__(self, path: Path, precision: str) -> tuple[dict, str | None]:
+        outputs = runtime.load(path)(self.inputs)
+        value = self.summary and self.summary["value"]
+        limits = self.bounds[precision]
+        return verify.verify(self.reference, outputs, limits, self.targets, self.metric, value)
+
+
+@contextlib.contextmanager
+def _workshop(directory: Path):
+    """A hidden folder beside the results, so that publishing is renaming."""
+    with (
+        files.writing(directory),
+        tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as folder,
+    ):
+        yield Path(folder)
+
+
+def _files(kind: str, interface: Interface, precisions, calibration):
+    """Yield each precision with a function that makes the file's content.
+
+    The functions share one trace and one float32 conversion, made by the first that is called; a
+    model that cannot be converted fails in each of them.
+    """
+
+    @functools.cache
+    def base():
+        try:
+            if kind == "onnx":
+                from tiffin.export.onnx_file import to_onnx
+
+                return to_onnx(interface, trace(interface, None))
+            from tiffin.export.tflite_file import to_tflite
+
+            return to_tflite(interface, trace(interface, 1))
+        except ExportError as error:
+            return error
+
+    def make(precision: str):
+        found = base()
+        if isinstance(found, ExportError):
+            raise found
+        if kind == "onnx":
+            from tiffin.export import onnx_file as home
+        else:
+            from tiffin.export import tflite_file as home
+        return home.reduce(found, precision, interface, calibration)
+
+    for precision in precisions:
+        yield precision, functools.partial(make, precision)
+
+
+def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _Judge, manifest):
+    """Make, describe, write, run and judge one file; returns its entries in the manifest."""
+    content = make()
+    described = (
+        {k: manifest[k] for k in ("name", "description", "labels", "inputs", "outputs")}
+        if manifest
+        else None
+    )
+    extra = {"quantization": None}
+    if kind == "onnx":
+        if described:
+            metadata.add_onnx(content, **described)
+        extra = {"opset": content.opset_import[0].version}
+        content = content.SerializeToString()
+    elif described:
+        content = metadata.add_tflite(content, **described)
+    with files.writing(path):
+        path.write_bytes(content)
+    entry, reason = judge(path, precision)
+    if reason:
+        raise ExportError(f"In {path.name}, {reason}.")
+    entry |= extra | {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "quantization": None,
+    }
+    if manifest:
+        from tiffin.export.benchmark import measure
+
+        speed = measure(path, threads=1, seconds=0.5)
+        entry["latency_ms"] = {
+            "median": speed["median_ms"],
+            "p95": speed["p95_ms"],
+            "threads": speed["threads"],
+        }
+        entry["peak_memory_mb"] = speed["peak_memory_mb"]
+    return entry | {"verified": True}
+
+
+def _publish(workshop: Path, directory: Path, name: str, manifest: dict) -> None:
+    """Rename what passed into place, and remove what an older export left under these names."""
+    from tiffin.export import documents
+
+    kept = {entry["file"] for entry in manifest["files"]}
+    for precision in PRECISIONS:
+        for kind in FORMATS:
+            file = f"{name}_{precision}.{kind}"
+            if file in kept:
+                (workshop / file).replace(directory / file)
+            else:
+                (directory / file).unlink(missing_ok=True)
+    documents.write(directory, manifest)
+
+
+def _line(entry: Mapping) -> str:
+    agreement = entry["agreement"]
+    parts = [
+        f"{entry['file']}: verified",
+        f"{entry['bytes'] / 1e6:.2f} MB",
+        f"max difference {entry['max_difference']:.2g}",
+    ]
+    if agreement is not None:
+        parts.append(f"agreement {agreement:.1%}")
+    if entry["metric"] is not None:
+        parts.append(f"metric {entry['metric']:.4g}")
+    if "latency_ms" in entry:
+        parts.append(f"{entry['latency_ms']['median']:.3g} ms")
+    return ", ".join(parts)
+
+
+def _failure(manifest: dict, directory: Path) -> ExportError:
+    count = len(manifest["failed"])
+    total = count + len(manifest["files"])
+    reasons = dict.fromkeys(item["reason"] for item in manifest["failed"])
+    error = ExportError(
+        f"{count} of {total} files of {manifest['name']} were not published in {directory}. "
+        + " ".join(reasons)
+    )
+    error.manifest = manifest
+    return error

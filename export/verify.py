@@ -1,0 +1,233 @@
+"""Is a file what it claims to be? Its outputs in the real runtime, held against Keras' own."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tiffin.export.errors import InputError
+
+# A class is decided where Keras' own probability leads the next by this much.
+DECIDED = 0.1
+_ENOUGH = 10
+
+
+def accuracy(outputs: Mapping[str, np.ndarray], targets: np.ndarray) -> float:
+    """Return top-1 accuracy, 0 to 1, of the first output.
+
+    Args:
+        outputs: name to float array; the first is `[examples, classes]`.
+        targets: classes `[examples]`, or one-hot `[examples, classes]`.
+    """
+    scores = next(iter(outputs.values()))
+    targets = np.asarray(targets)
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        targets = targets.argmax(1)
+    return float(np.mean(scores.argmax(-1) == targets.ravel()))
+
+
+def bound(precision: str, max_loss: float, evaluated: bool) -> dict:
+    """Return the limits that a file of this precision has to keep, as the manifest states them.
+
+    Args:
+        precision: `fp32`, `fp16`, `int8` or `int8_dynamic`.
+        max_loss: how much of the task's metric fp16 and int8 may lose.
+        evaluated: whether there is evaluation data for that metric.
+    """
+    if precision == "fp32":
+        return {"max_difference": 1e-4, "relative_to": "max(1, largest absolute output)"}
+    if evaluated:
+        return {"metric_loss": max_loss}
+    half = precision == "fp16"
+    return {
+        "agreement_where_decided": 0.99 if half else 0.95,
+        "decided": f"class probabilities whose first leads by {DECIDED} in Keras",
+        "relative_rms_error": 0.02 if half else 0.25,
+        "relative_rms_applies_to": "outputs without 10 decided examples",
+    }
+
+
+def compare(reference: np.ndarray, output: np.ndarray) -> dict:
+    """Measure how one output departs from Keras'.
+
+    Args:
+        reference: `[examples, ...]` from Keras.
+        output: the same shape, from the file.
+
+    Returns:
+        `max_difference`, `mean_difference`, `relative_rms_error` (RMS of the difference over RMS of
+        the reference), `agreement` (share of equal top classes; None if no `[examples, classes]`),
+        `decided` and `agreement_where_decided` (count, and share among those, of examples whose
+        class Keras itself is sure of; only for probabilities).
+    """
+    reference, output = np.asarray(reference, np.float64), np.asarray(output, np.float64)
+    difference = np.abs(output - reference)
+    rms = np.sqrt(np.mean(reference**2)) if reference.size else 0.0
+    result = {
+        "max_difference": float(difference.max(initial=0)),
+        "mean_difference": float(difference.mean()) if difference.size else 0.0,
+        "relative_rms_error": float(np.sqrt(np.mean(difference**2)) / max(rms, 1e-12)),
+        "agreement": None,
+    }
+    if reference.ndim == 2 and reference.shape[1] > 1:
+        same = output.argmax(1) == reference.argmax(1)
+        result["agreement"] = float(same.mean())
+        if np.all(reference >= 0) and np.allclose(reference.sum(1), 1, atol=1e-3):
+            second, first = np.sort(reference, axis=1)[:, -2:].T
+            decided = first - second >= DECIDED
+            result["decided"] = int(decided.sum())
+            result["agreement_where_decided"] = (
+                float(same[decided].mean()) if any(decided) else None
+            )
+    return result
+
+
+def degenerate(reference: np.ndarray, output: np.ndarray) -> str | None:
+    """Say how an output is broken whatever the bounds: not finite, or constant where Keras' is not."""
+    if output.shape != reference.shape:
+        return f"has the shape {list(output.shape)} instead of {list(reference.shape)}"
+    if output.dtype.kind != "f" or reference.dtype.kind != "f":
+        return None
+    if not np.isfinite(output).all() and np.isfinite(reference).all():
+        return "holds NaN or infinity where Keras' is finite"
+    spread = np.std(np.float64(reference), axis=0).max(initial=0)
+    scale = np.abs(reference).max(initial=0)
+    if len(reference) > 1 and spread > 1e-4 * scale:
+        share = np.std(np.float64(output), axis=0).max(initial=0) / spread
+        if share < 0.01:
+            return "is the same for every input where Keras' is not"
+    return None
+
+
+def verify(
+    reference: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    limits: Mapping,
+    targets=None,
+    metric: Callable | None = None,
+    reference_metric: float | None = None,
+) -> tuple[dict, str | None]:
+    """Measure a file's outputs and judge them by the limits of `bound`.
+
+    Args:
+        reference: Keras' outputs by name.
+        outputs: the file's.
+        limits: from `bound`.
+        targets: of the evaluation data, for `metric`.
+        metric: `metric(outputs, targets)`, higher is better; None without evaluation data.
+        reference_metric: what Keras reaches.
+
+    Returns:
+        The entries of the manifest, and why the file must not leave: which output, how far; None
+        if it may. The reason starts with the output's name in quotes.
+    """
+    if missing := set(reference) ^ set(outputs):
+        return {}, f"'{min(missing)}' is not an output of both"
+    measured, reasons = {}, []
+    for name, wanted in reference.items():
+        if broken := degenerate(wanted, outputs[name]):
+            reasons.append(f"'{name}' {broken}")
+            continue
+        m = measured[name] = compare(wanted, outputs[name])
+        if "max_difference" in limits:
+            limit = limits["max_difference"] * max(1.0, float(np.abs(wanted).max(initial=0)))
+            if m["max_difference"] > limit:
+                reasons.append(f"'{name}' is {m['max_difference']:.3g} off, more than {limit:.3g}")
+        elif "metric_loss" not in limits:
+            if m.get("decided", 0) >= _ENOUGH:
+                agreement, limit = m["agreement_where_decided"], limits["agreement_where_decided"]
+                if agreement < limit:
+                    reasons.append(
+                        f"'{name}' has another first class in {1 - agreement:.1%} of the examples "
+                        f"that Keras is sure of, more than {1 - limit:.1%}"
+                    )
+            elif m["relative_rms_error"] > limits["relative_rms_error"]:
+                reasons.append(
+                    f"'{name}' has a relative RMS error of {m['relative_rms_error']:.3g}, more than "
+                    f"{limits['relative_rms_error']}"
+                )
+    first = next(iter(measured.values()), {})
+    entry = {
+        "max_difference": max((m["max_difference"] for m in measured.values()), default=None),
+        "mean_difference": max((m["mean_difference"] for m in measured.values()), default=None),
+        "agreement": first.get("agreement"),
+        "metric": None,
+    }
+    if len(measured) > 1:
+        entry["by_output"] = measured
+    if metric is not None and not reasons:
+        value = entry["metric"] = float(metric(dict(outputs), targets))
+        loss = reference_metric - value
+        if "metric_loss" in limits and not loss <= limits["metric_loss"] + 1e-9:
+            worst = max(measured, key=lambda n: measured[n]["relative_rms_error"])
+            reasons.append(
+                f"'{worst}' costs {loss:.3g} of the metric ({value:.4g} against Keras' "
+                f"{reference_metric:.4g}), more than {limits['metric_loss']:.3g}"
+            )
+    return entry, "; ".join(reasons) or None
+
+
+def examples(data: Mapping[str, np.ndarray], most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return at most so many evenly spaced examples, and their indices."""
+    count = len(next(iter(data.values())))
+    indices = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+    return {name: array[indices] for name, array in data.items()}, indices
+
+
+def checked(data, ports, what: str) -> dict[str, np.ndarray]:
+    """Return data as arrays by input name in the ports' dtypes.
+
+    Args:
+        data: a dictionary of arrays by input name; a bare array if there is one input.
+        ports: the interface's inputs.
+        what: what the data is called, for messages.
+
+    Raises:
+        InputError: a wrong name, shape or count, or images that are not raw pixels.
+    """
+    if not isinstance(data, Mapping):
+        if len(ports) != 1:
+            names = ", ".join(p.name for p in ports)
+            raise InputError(f"Give {what} as a dictionary with an array for each of {names}.")
+        data = {ports[0].name: data}
+    if set(data) != {p.name for p in ports}:
+        raise InputError(
+            f"{what} has arrays for {', '.join(map(str, data)) or 'nothing'}; the model's inputs are "
+            f"{', '.join(p.name for p in ports)}."
+        )
+    result = {}
+    for port in ports:
+        array = np.asarray(data[port.name])
+        if array.shape[1:] != port.shape or len(array) == 0:
+            raise InputError(
+                f"{what} for '{port.name}' has the shape {list(array.shape)}; it must be "
+                f"[examples, {', '.join(map(str, port.shape))}] with at least one example."
+            )
+        if port.image:
+            low, high = float(array.min()), float(array.max())
+            if not (0 <= low and high <= 255) or (0 < high <= 1 and array.dtype.kind == "f"):
+                raise InputError(
+                    f"{what} for '{port.name}' has values from {low:g} to {high:g}: give raw pixels, "
+                    "0-255, as the exported file takes them. Scaling belongs into the model, or "
+                    "into normalization=(mean, std)."
+                )
+            array = np.rint(array) if port.dtype == "uint8" else array
+        result[port.name] = array.astype(port.dtype)
+    if len({len(a) for a in result.values()}) > 1:
+        raise InputError(f"The arrays of {what} differ in their number of examples.")
+    return result
+
+
+def random_inputs(ports, count: int) -> dict[str, np.ndarray]:
+    """Return seeded random inputs: pixels for images, a normal distribution or 0/1 for others."""
+    generator = np.random.default_rng(0)
+    result = {}
+    for port in ports:
+        shape = (count, *port.shape)
+        if port.image:
+            values = generator.integers(0, 256, shape)
+        elif np.dtype(port.dtype).kind == "f":
+            values = generator.normal(size=shape)
+        else:
+            values = generator.integers(0, 2, shape)
+        result[port.name] = values.astype(port.dtype)
+    return result
