@@ -158,6 +158,8 @@ class Recipe(abc.ABC):
         keras.config.set_dtype_policy(names[self.mixed_precision])
         data = self.load_data()
         print(f"Data: {data.summary()}")
+        if classes := getattr(data, "classes", None):
+            write_text(directory / "labels.txt", "".join(f"{name}\n" for name in classes))
         source = weights.read(self.weights) if self.weights and not self.resume else None
         model = self.make_model(data, source.normalization if source else None)
         if source:
@@ -247,7 +249,7 @@ class Recipe(abc.ABC):
             keras.callbacks.TensorBoard(directory / "logs", write_graph=False),
         ]
         batches = data.train.training_batches(
-            batch, self.seed, first, augmenter(self.augment), whole
+            batch, self.seed, first, augmenter(self.augment), drop_remainder=not whole
         )
         report.sheet(batches, directory / "augmented.png")
         interrupted = False
@@ -258,6 +260,7 @@ class Recipe(abc.ABC):
                     epochs=epochs,
                     initial_epoch=first,
                     steps_per_epoch=steps,
+                    shuffle=False,
                     verbose="auto" if sys.stdout.isatty() else 2,
                     validation_data=data.validation.batches(max(batch, 64)),
                     callbacks=callbacks,

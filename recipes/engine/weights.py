@@ -44,7 +44,7 @@ def read(path: Path) -> Source:
     if path.name.endswith(".weights.h5"):
         return Source(path)
     if path.suffix == ".keras":
-        return Source(path, runtime.load_keras(path))
+        return Source(path, runtime.read_keras(path))
     raise InputError(f"--weights takes a .keras or a .weights.h5 file, not {path}.")
 
 
