@@ -1,0 +1,144 @@
+"""What lies beside the exported files: manifest, labels, model card and samples."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tiffin.export import files, samples
+from tiffin.export.metadata import LABELS_FILE, labels_text
+
+CARD = "README.md"
+MANIFEST = "manifest.json"
+
+
+def write(directory: str | os.PathLike, manifest: Mapping) -> None:
+    """Write `labels.txt`, `samples/`, `README.md` and, last, `manifest.json` beside the files.
+
+    Args:
+        directory: the folder of the exported files.
+        manifest: the manifest, format_version 1.
+
+    Raises:
+        InputError: a label holds a line break, or the folder cannot be written to.
+    """
+    directory = Path(directory)
+    text = labels_text(manifest["labels"] or ())
+    if text:
+        files.write_text(directory / LABELS_FILE, text)
+    else:
+        (directory / LABELS_FILE).unlink(missing_ok=True)
+    folder = files.make_folder(directory / "samples")
+    texts = samples.texts(manifest)
+    for name in samples.NAMES:
+        if name in texts:
+            files.write_text(folder / name, texts[name])
+        else:  # of an earlier export into the same folder
+            (folder / name).unlink(missing_ok=True)
+    files.write_text(directory / CARD, _card(manifest, sorted(texts)))
+    files.write_json(directory / MANIFEST, manifest)
+
+
+def files_table(manifest: Mapping) -> str:
+    """Return the files with size, difference to Keras, accuracy and speed as a Markdown table."""
+    reference = manifest["reference"]
+    header = ["file", "MB", "max difference", "mean difference", "same top-1"]
+    header += [reference["metric"]] if reference else []
+    rows = []
+    for file in manifest["files"]:
+        row = [
+            file["file"],
+            f"{file['bytes'] / 1e6:.2f}",
+            f"{file['max_difference']:.1e}",
+            f"{file['mean_difference']:.1e}",
+            "-" if file["agreement"] is None else f"{file['agreement']:.2%}",
+        ]
+        if reference:
+            row.append("-" if file["metric"] is None else f"{file['metric']:.2%}")
+        latency = file["latency_ms"]
+        rows.append([*row, f"{latency['median']:.3g}", f"{file['peak_memory_mb']:.1f}"])
+    threads = sorted({file["latency_ms"]["threads"] for file in manifest["files"]})
+    count = "/".join(map(str, threads)) or "1"
+    header += [f"ms ({count} thread{'s' if count != '1' else ''})", "peak memory MB"]
+    table = _table(header, rows)
+    if reference:
+        value, examples = reference["value"], reference["examples"]
+        table += f"\n\nKeras itself: {reference['metric']} {value:.2%} of {examples} examples."
+    for failure in manifest["failed"]:
+        table += f"\n\nNot handed out: {failure['file']}: {failure['reason']}"
+    return table
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [header, ["-" * width for width in widths], *rows]
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _card(manifest: Mapping, sample_names: Sequence[str]) -> str:
+    """Return the model card."""
+    name, task = manifest["name"], manifest["task"]
+    data = f"Verified on {manifest['verified_on']}: every file was run in its own runtime and "
+    data += "compared with the Keras model; a file outside its bound is not handed out."
+    tensors = [
+        [side, t["name"], t["dtype"], json.dumps(t["shape"]).replace('"', ""), samples.contents(t)]
+        for side, entries in (("input", manifest["inputs"]), ("output", manifest["outputs"]))
+        for t in entries
+    ]
+    bounds = [f"- {precision}: {_words(bound)}" for precision, bound in manifest["bounds"].items()]
+    quantized = [
+        f"- `{f['file']}`: {_words(f['quantization'])}"
+        for f in manifest["files"]
+        if f["quantization"]
+    ]
+    parts = [
+        f"# {name}",
+        manifest["description"] or f"A {task or 'neural network'} model.",
+        "## Files",
+        files_table(manifest),
+        data,
+        *(["Bounds:", "\n".join(bounds)] if bounds else []),
+        *(["Quantisation:", "\n".join(quantized)] if quantized else []),
+        "## What goes in, what comes out",
+        _table(["", "name", "type", "shape", "contents"], tensors),
+        f"{manifest['preprocessing']} `batch` is any number in .onnx files, 1 in .tflite files.",
+    ]
+    if labels := manifest["labels"]:
+        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        parts.append(f"The {len(labels)} classes, in order (`{LABELS_FILE}`): {shown}")
+    if sample_names:
+        parts += ["## Use", "\n".join(f"- [`samples/{s}`](samples/{s})" for s in sample_names)]
+    versions = ", ".join(f"{key} {value}" for key, value in manifest["versions"].items())
+    parts += [
+        "## Intended use and limits",
+        _limits(manifest),
+        "## Licence",
+        "The samples may be used freely. The weights carry whatever terms come with the data that "
+        "they were trained on: state their licence here before you pass them on.",
+        "## Made with",
+        f"{versions}; {manifest['created']}. All figures above, machine-readable: `{MANIFEST}`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _limits(manifest: Mapping) -> str:
+    text = "Meant for inputs like those that the model was trained on"
+    if manifest["task"] == "classification" and manifest["labels"]:
+        text += (
+            f": it names one of {len(manifest['labels'])} classes for every image, also where none "
+            "of them is to be seen, and a high probability is no proof"
+        )
+    text += ". Latency and memory are those of the machine that exported: measure on the device."
+    if manifest["reference"] is None:
+        text += " No accuracy was measured: the export was given no examples with known answers."
+    return text
+
+
+def _words(value: Mapping | str) -> str:
+    """Spell a mapping of the manifest as words."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{key.replace('_', ' ')} {entry}" for key, entry in value.items())
