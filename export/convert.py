@@ -102,7 +102,7 @@ class Interface:
         return [keras.ops.softmax(result[0])] if self.softmax else result
 
     def keras(self):
-        """Return a function of arrays by input name, for a batch of any size, run by Keras itself."""
+        """Return a function of arrays by input name, for any batch, that Keras itself runs."""
         import tensorflow as tf
 
         specs = [tf.TensorSpec((None, *p.shape), p.dtype) for p in self.inputs]

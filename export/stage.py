@@ -1,7 +1,6 @@
 """The export stage: convert, run, compare, and only then hand out."""
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import hashlib
@@ -15,15 +14,28 @@ import keras
 import numpy as np
 
 from tiffin.export import files, metadata, runtime, verify
-from tiffin.export.convert import Interface, Traced, trace
+from tiffin.export.convert import Interface, trace
 from tiffin.export.errors import ExportError, InputError, nearest
 
 FORMATS = ("onnx", "tflite")
 PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
 # More examples narrow no bound that matters and cost minutes on a large net.
-_CALIBRATION, _EVALUATION, _RANDOM = 200, 500, 8
+_CALIBRATION, _EVALUATION, _RANDOM = 100, 500, 8
 _PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", "ai_edge_litert")
 _PACKAGES += ("litert_quantizer",)
+_QUANTIZATION = {
+    "fp16": {"weights": "float16", "activations": "float32"},
+    ("onnx", "int8"): {"weights": "int8 per channel", "activations": "uint8"},
+    ("tflite", "int8"): {"weights": "int8 per channel", "activations": "int8"},
+    ("onnx", "int8_dynamic"): {
+        "weights": "int8 per channel in matrix products and recurrent layers",
+        "activations": "quantised while running",
+    },
+    ("tflite", "int8_dynamic"): {
+        "weights": "int8 per channel",
+        "activations": "quantised while running",
+    },
+}
 
 
 def export(
@@ -59,7 +71,7 @@ def export(
         formats: of `onnx` and `tflite`.
         precisions: of `fp32`, `fp16`, `int8` (static, needs `calibration`) and `int8_dynamic`.
         calibration: real training inputs, raw: an array `[examples, ...]`, or one per input name;
-            at most 200 are used.
+            at most 100 are used.
         evaluation: `(inputs, targets)`, inputs like `calibration`; at most 500 are used.
         metric: `metric(outputs, targets) -> float`, higher is better; outputs by name. With the
             backends jax and torch it must be a function that can be imported.
@@ -99,8 +111,8 @@ def export(
     if "int8" in precisions and calibration is None:
         raise InputError(
             "int8 needs calibration data: about 100 real training inputs, raw, as "
-            "calibration=ARRAY (on the command line --calibration FOLDER). Give them, or leave int8 "
-            "out: precisions=('fp32', 'fp16') or 'int8_dynamic'."
+            "calibration=ARRAY (on the command line --calibration FOLDER). Give them, or leave "
+            "int8 out: precisions=('fp32', 'fp16') or 'int8_dynamic'."
         )
     if calibration is not None:
         calibration = verify.checked(calibration, interface.inputs, "calibration")
@@ -198,12 +210,14 @@ class _Judge:
             inputs, targets = evaluation
             inputs = verify.checked(inputs, interface.inputs, "evaluation")
             count = len(next(iter(inputs.values())))
-            if len(targets) != count:
+            sizes = {len(v) for v in targets.values()} if isinstance(targets, Mapping) else None
+            if (sizes or {len(targets)}) != {count}:
                 raise InputError(
-                    f"evaluation has {count} inputs and {len(targets)} targets; they must pair up."
+                    f"evaluation has {count} inputs and {sizes or len(targets)} targets; they must "
+                    "pair up."
                 )
             self.inputs, chosen = verify.examples(inputs, _EVALUATION)
-            self.targets, self.metric = np.asarray(targets)[chosen], metric
+            self.targets, self.metric = _take(targets, chosen), metric
             self.verified_on = f"{len(chosen)} evaluation inputs"
         elif calibration is not None:
             self.inputs = calibration
@@ -223,15 +237,28 @@ class _Judge:
             self.summary = {
                 "metric": metric.__name__,
                 "value": float(metric(dict(self.reference), self.targets)),
-                "examples": len(self.targets),
+                "examples": len(chosen),
             }
         self.bounds = {p: verify.bound(p, max_loss, self.metric is not None) for p in precisions}
 
     def __call__(self, path: Path, precision: str) -> tuple[dict, str | None]:
-        outputs = runtime.load(path)(self.inputs)
+        try:
+            outputs = runtime.load(path)(self.inputs)
+        except Exception as error:
+            # The runtimes raise what they like; whatever it is, this file does not run.
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise ExportError(
+                f"{path.name} does not run: {lines[-1] if lines else type(error).__name__}"
+            ) from error
         value = self.summary and self.summary["value"]
         limits = self.bounds[precision]
         return verify.verify(self.reference, outputs, limits, self.targets, self.metric, value)
+
+
+def _take(targets, chosen: np.ndarray):
+    if isinstance(targets, Mapping):
+        return {name: np.asarray(values)[chosen] for name, values in targets.items()}
+    return np.asarray(targets)[chosen]
 
 
 @contextlib.contextmanager
@@ -286,7 +313,7 @@ def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _J
         if manifest
         else None
     )
-    extra = {"quantization": None}
+    extra = {}
     if kind == "onnx":
         if described:
             metadata.add_onnx(content, **described)
@@ -302,7 +329,7 @@ def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _J
     entry |= extra | {
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "quantization": None,
+        "quantization": _QUANTIZATION.get((kind, precision), _QUANTIZATION.get(precision)),
     }
     if manifest:
         from tiffin.export.benchmark import measure

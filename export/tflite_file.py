@@ -1,7 +1,13 @@
 """A traced model to TFLite."""
 
+import contextlib
+import io
 import re
+import warnings
 
+import numpy as np
+
+from tiffin.export import runtime
 from tiffin.export.convert import Interface, Traced
 from tiffin.export.errors import ExportError
 
@@ -22,15 +28,13 @@ def to_tflite(interface: Interface, traced: Traced) -> bytes:
     import tensorflow as tf
     from tensorflow.lite.python.convert import ConverterError, convert_graphdef
 
-    from tiffin.export.runtime import quiet
-
     frozen = traced.with_constants({*traced.weights})
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(traced.graph, name="")
         inputs = [graph.get_tensor_by_name(f"{name}:0") for name in traced.inputs]
         outputs = [graph.get_tensor_by_name(name) for name in traced.outputs]
     try:
-        with quiet():
+        with runtime.quiet():
             model = convert_graphdef(
                 frozen, inputs, outputs, target_ops=[tf.lite.OpsSet.TFLITE_BUILTINS]
             )
@@ -40,10 +44,101 @@ def to_tflite(interface: Interface, traced: Traced) -> bytes:
 
 
 def reduce(model: bytes, precision: str, interface: Interface, calibration) -> bytes:
-    """Return a float32 model in another precision."""
+    """Return a float32 model in another precision.
+
+    Args:
+        model: from `to_tflite`.
+        precision: `fp32`; `fp16` (16-bit weights, computed with in 32 bits unless the device does
+            better); `int8` (static, weights per channel, a softmax stays float); `int8_dynamic`.
+        interface: what leaves.
+        calibration: arrays by input name, for `int8`.
+
+    Raises:
+        ExportError: the model holds a loop, which cannot be calibrated.
+    """
     if precision == "fp32":
         return model
-    raise ExportError(f"TFLite in {precision} is not there yet.")
+    from litert_quantizer import algorithm_manager, qtyping, quantizer, recipe
+
+    names, operations = algorithm_manager.AlgorithmName, qtyping.TFLOperationName
+    work = quantizer.Quantizer(bytearray(model))
+    with _quietly():
+        match precision:
+            case "fp16":
+                half = qtyping.TensorQuantizationConfig(
+                    num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+                )
+                work.update_quantization_recipe(
+                    ".*",
+                    operations.ALL_SUPPORTED,
+                    qtyping.OpQuantizationConfig(
+                        weight_tensor_config=half,
+                        compute_precision=qtyping.ComputePrecision.FLOAT,
+                        explicit_dequantize=True,
+                    ),
+                    names.FLOAT_CASTING,
+                )
+                result = work.quantize()
+            case "int8":
+                _refuse_loops(model)
+                work.load_quantization_recipe(recipe.static_wi8_ai8())
+                work.update_quantization_recipe(
+                    ".*", operations.SOFTMAX, algorithm_key=names.NO_QUANTIZE
+                )
+                count = len(next(iter(calibration.values())))
+                feeds = [
+                    {name: array[i : i + 1] for name, array in calibration.items()}
+                    for i in range(count)
+                ]
+                result = work.quantize(work.calibrate({SIGNATURE: feeds}, num_threads=2))
+            case "int8_dynamic":
+                work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+                result = work.quantize()
+    return _inlined(bytes(result.quantized_model))
+
+
+def _inlined(model: bytes) -> bytes:
+    """Move weights from behind the flatbuffer into it, where older runtimes look for them."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = schema.ModelT.InitFromPackedBuf(model)
+    weights = np.frombuffer(model, np.uint8)
+    for buffer in content.buffers:
+        if buffer.offset > 1:
+            buffer.data = weights[buffer.offset : buffer.offset + buffer.size]
+            buffer.offset = buffer.size = 0
+    return _packed(content, len(model))
+
+
+def _packed(content, size: int) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(size + 65536)
+    builder.Finish(content.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _refuse_loops(model: bytes) -> None:
+    from ai_edge_litert.schema_py_generated import Model
+
+    if Model.GetRootAs(model).SubgraphsLength() > 1:
+        raise ExportError(
+            "TFLite in int8 cannot calibrate a loop (a recurrent layer): build that layer with "
+            "unroll=True, or ask for int8_dynamic instead of int8."
+        )
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Drop the progress bars and sizes that the quantizer prints."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+        runtime.quiet(),
+    ):
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _unsupported(message: str, traced: Traced) -> ExportError:
@@ -55,22 +150,22 @@ def _unsupported(message: str, traced: Traced) -> ExportError:
     found |= set(re.findall(r"'tf\.(\w+)' op", message))
     if found := found & known:
         return ExportError(
-            f"{traced.origin(found)} uses the TensorFlow operation {', '.join(sorted(found))}, which "
-            "LiteRT has no built-in form of. Write that layer with keras.ops that have one, or "
-            "export to ONNX only."
+            f"{traced.origin(found)} uses the TensorFlow operation {', '.join(sorted(found))}, "
+            "which LiteRT has no built-in form of. Write that layer with keras.ops that have one, "
+            "or export to ONNX only."
         )
     layers = {traced.layer(place) for place in re.findall(r'loc\("([^"]+)"', message)} - {None}
     where = " and ".join(f"'{name}'" for name in sorted(layers)) or "the model"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    why = lines[0][:300] if lines else "no reason given"
     return ExportError(
-        f"The TFLite converter cannot convert {where} ({lines[0][:300] if lines else 'no reason'}). "
+        f"The TFLite converter cannot convert {where} ({why}). "
         "Write that layer another way, or export to ONNX only."
     )
 
 
 def _with_signature(model: bytes, interface: Interface) -> bytes:
-    """Name inputs and outputs, as tensors and in a signature; both stand in the interface's order."""
-    import flatbuffers
+    """Name the inputs and outputs, both as tensors and in a signature."""
     from ai_edge_litert import schema_py_generated as schema
 
     content = schema.ModelT.InitFromPackedBuf(model)
@@ -88,6 +183,4 @@ def _with_signature(model: bytes, interface: Interface) -> bytes:
             entry.name, entry.tensorIndex = port.name, int(index)
             maps.append(entry)
     content.signatureDefs = [signature]
-    builder = flatbuffers.Builder(len(model) + 65536)
-    builder.Finish(content.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return _packed(content, len(model))

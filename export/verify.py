@@ -82,7 +82,7 @@ def compare(reference: np.ndarray, output: np.ndarray) -> dict:
 
 
 def degenerate(reference: np.ndarray, output: np.ndarray) -> str | None:
-    """Say how an output is broken whatever the bounds: not finite, or constant where Keras' is not."""
+    """Say how an output is broken by any bound: not finite, or constant where Keras' is not."""
     if output.shape != reference.shape:
         return f"has the shape {list(output.shape)} instead of {list(reference.shape)}"
     if output.dtype.kind != "f" or reference.dtype.kind != "f":
@@ -142,8 +142,8 @@ def verify(
                     )
             elif m["relative_rms_error"] > limits["relative_rms_error"]:
                 reasons.append(
-                    f"'{name}' has a relative RMS error of {m['relative_rms_error']:.3g}, more than "
-                    f"{limits['relative_rms_error']}"
+                    f"'{name}' has a relative RMS error of {m['relative_rms_error']:.3g}, more "
+                    f"than {limits['relative_rms_error']}"
                 )
     first = next(iter(measured.values()), {})
     entry = {
@@ -191,8 +191,8 @@ def checked(data, ports, what: str) -> dict[str, np.ndarray]:
         data = {ports[0].name: data}
     if set(data) != {p.name for p in ports}:
         raise InputError(
-            f"{what} has arrays for {', '.join(map(str, data)) or 'nothing'}; the model's inputs are "
-            f"{', '.join(p.name for p in ports)}."
+            f"{what} has arrays for {', '.join(map(str, data)) or 'nothing'}; the model's inputs "
+            f"are {', '.join(p.name for p in ports)}."
         )
     result = {}
     for port in ports:
@@ -204,11 +204,11 @@ def checked(data, ports, what: str) -> dict[str, np.ndarray]:
             )
         if port.image:
             low, high = float(array.min()), float(array.max())
-            if not (0 <= low and high <= 255) or (0 < high <= 1 and array.dtype.kind == "f"):
+            if low < 0 or high > 255 or (0 < high <= 1 and array.dtype.kind == "f"):
                 raise InputError(
-                    f"{what} for '{port.name}' has values from {low:g} to {high:g}: give raw pixels, "
-                    "0-255, as the exported file takes them. Scaling belongs into the model, or "
-                    "into normalization=(mean, std)."
+                    f"{what} for '{port.name}' has values from {low:g} to {high:g}: give raw "
+                    "pixels, 0-255, as the exported file takes them. Scaling belongs into the "
+                    "model, or into normalization=(mean, std)."
                 )
             array = np.rint(array) if port.dtype == "uint8" else array
         result[port.name] = array.astype(port.dtype)
