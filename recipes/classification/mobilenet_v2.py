@@ -1,0 +1,125 @@
+"""MobileNetV2: inverted residuals and linear bottlenecks.
+
+A block widens a thin tensor, filters it channel by channel, and projects it back to thin: the
+shortcut joins the thin ends, where memory is cheapest. The projection has no nonlinearity, since a
+ReLU on few channels destroys what they carry. ReLU6 bounds what remains, so that low-precision
+arithmetic suffices.
+
+Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2 (2018), arXiv 1801.04381.
+
+Reproduces table 4 (ImageNet, 224x224; top-1 accuracy, parameters, multiply-adds):
+    MobileNetV2         72.0 %   3.4 M   300 M      ours: see docs/results.md
+    MobileNetV2 (1.4)   74.7 %   6.9 M   585 M
+
+Run it:
+    python recipes/classification/mobilenet_v2.py --data digits --epochs 30 --export
+"""
+
+import keras
+from keras import layers
+
+from tiffin.export.errors import InputError
+from tiffin.layers import ImageNormalization, inverted_residual, make_divisible
+
+VARIANTS = {
+    "mobilenet_v2": {"year": 2018, "parameters": 3_504_872, "error": 28.0, "data": "ImageNet"},
+}
+
+# Table 2 of the paper: expansion, output channels, repeats, and stride of the first repeat.
+BOTTLENECKS = (
+    # t,  c, n, s      input at 224x224
+    (1, 16, 1, 1),  #  112 x 112 x 32
+    (6, 24, 2, 2),  #  112 x 112 x 16
+    (6, 32, 3, 2),  #  56 x 56 x 24
+    (6, 64, 4, 2),  #  28 x 28 x 32
+    (6, 96, 3, 1),  #  14 x 14 x 64
+    (6, 160, 3, 2),  # 14 x 14 x 96
+    (6, 320, 1, 1),  # 7 x 7 x 160
+)
+
+
+def mobilenet_v2(
+    input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
+    classes: int = 1000,
+    *,
+    alpha: float = 1.0,
+    dropout: float = 0.2,
+    include_top: bool = True,
+    pooling: str | None = None,
+    normalization: tuple | None = None,
+    stem_stride: int = 2,
+    bn_momentum: float = 0.9,
+) -> keras.Model:
+    """Build MobileNetV2; layer names are those of keras.applications.
+
+    Args:
+        input_shape: `(height, width, channels)` in pixels, any size; the last feature map has a
+            32nd of it, rounded up.
+        classes: width of the last layer.
+        alpha: width multiplier, 0.35 to 1.4 in the paper. Channels are rounded to multiples of 8;
+            the last convolution keeps 1280 for alpha below 1.
+        dropout: rate before the last layer, in [0, 1).
+        include_top: False leaves out dropout and last layer.
+        pooling: what ends a model without top: None (feature map), "avg" or "max".
+        normalization: `(mean, std)`, each a number or one a channel, in the input's units: the
+            model then takes raw 0-255 pixels. None: the input is normalised already.
+        stem_stride: stride of the first convolution, 2 in the paper. 1 is a departure for small
+            pictures: at 32x32 the last feature map is then 2x2 instead of a single pixel.
+        bn_momentum: of batch normalisation. The authors' 0.997 needs long training: moving
+            statistics are still those of the start after some hundred steps, and validation
+            sees noise; 0.9 suits short and long runs alike.
+
+    Returns:
+        A model from `image`, float `[batch, height, width, channels]`, to `logits`, float32
+        `[batch, classes]`.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+    if not alpha > 0:
+        raise InputError(f"alpha={alpha} must be positive; the paper uses 0.35 to 1.4.")
+    if stem_stride not in (1, 2):
+        raise InputError(f"stem_stride={stem_stride} must be 2 (the paper) or 1.")
+    if pooling not in (None, "avg", "max"):
+        raise InputError(f"pooling={pooling!r} must be None, 'avg' or 'max'.")
+    bn = {"epsilon": 1e-3, "momentum": bn_momentum}
+    conv = {"use_bias": False, "padding": "same"}
+    kernel = keras.initializers.TruncatedNormal
+
+    image = x = keras.Input(input_shape, name="image")
+    if normalization is not None:
+        x = ImageNormalization(*normalization, name="normalization")(x)
+    width = make_divisible(32 * alpha)
+    x = layers.Conv2D(
+        width, 3, stem_stride, kernel_initializer=kernel(stddev=0.09), name="Conv1", **conv
+    )(x)
+    x = layers.BatchNormalization(name="bn_Conv1", **bn)(x)
+    x = layers.ReLU(6, name="Conv1_relu")(x)  # 112 x 112 x 32
+
+    block = 0
+    for t, c, n, s in BOTTLENECKS:
+        for repeat in range(n):
+            x = inverted_residual(
+                x,
+                make_divisible(c * alpha),
+                s if repeat == 0 else 1,
+                expansion=t,
+                name=f"block_{block}" if block else "expanded_conv",
+                **bn,
+            )
+            block += 1
+
+    width = make_divisible(1280 * max(alpha, 1.0))
+    x = layers.Conv2D(width, 1, kernel_initializer=kernel(stddev=0.09), name="Conv_1", **conv)(x)
+    x = layers.BatchNormalization(name="Conv_1_bn", **bn)(x)
+    x = layers.ReLU(6, name="out_relu")(x)  # 7 x 7 x 1280
+
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+    if include_top:
+        if dropout:
+            x = layers.Dropout(dropout, name="dropout")(x)
+        x = layers.Dense(classes, dtype="float32", name="logits")(x)
+    return keras.Model(image, x, name="mobilenet_v2")

@@ -1,0 +1,141 @@
+"""ResNet: deep residual learning.
+
+A block learns what to add to its input instead of a whole new representation. The identity is then
+free, so that more layers cannot hurt, and the gradient reaches the first layer undimmed. With batch
+normalisation after every convolution, 152 layers train where 30 plain ones failed.
+
+He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition (2015), arXiv 1512.03385.
+
+Reproduces table 1 (ImageNet architectures) and table 6 (CIFAR-10); the paper's top-1 errors stand
+in VARIANTS: ImageNet with 10 crops (table 2 for 18 layers, with option A; table 3, option B, for
+the others), CIFAR-10 from table 6 (best of five for 110 layers). Ours: see docs/results.md.
+
+Run it:
+    python recipes/classification/resnet.py --model resnet20 --data cifar10 --data-dir DIR
+"""
+
+import keras
+from keras import layers
+
+from tiffin.export.errors import InputError, nearest
+from tiffin.layers import ImageNormalization, basic_block, bottleneck_block, conv_bn
+
+VARIANTS = {
+    "resnet18": {"year": 2015, "parameters": 11_689_512, "error": 27.88, "data": "ImageNet"},
+    "resnet34": {"year": 2015, "parameters": 21_797_672, "error": 24.52, "data": "ImageNet"},
+    "resnet50": {"year": 2015, "parameters": 25_557_032, "error": 22.85, "data": "ImageNet"},
+    "resnet101": {"year": 2015, "parameters": 44_549_160, "error": 21.75, "data": "ImageNet"},
+    "resnet152": {"year": 2015, "parameters": 60_192_808, "error": 21.43, "data": "ImageNet"},
+    "resnet20": {"year": 2015, "parameters": 269_722, "error": 8.75, "data": "CIFAR-10"},
+    "resnet32": {"year": 2015, "parameters": 464_154, "error": 7.51, "data": "CIFAR-10"},
+    "resnet44": {"year": 2015, "parameters": 658_586, "error": 7.17, "data": "CIFAR-10"},
+    "resnet56": {"year": 2015, "parameters": 853_018, "error": 6.97, "data": "CIFAR-10"},
+    "resnet110": {"year": 2015, "parameters": 1_727_962, "error": 6.43, "data": "CIFAR-10"},
+}
+
+# Table 1: blocks a stage. 18 and 34 layers have basic blocks, the others bottlenecks, whose output
+# has four times the channels.
+IMAGENET = (
+    # layer name, output size, channels, 18-layer, 34-layer, 50-layer, 101-layer, 152-layer
+    ("conv2", 56, 64, 2, 3, 3, 3, 3),
+    ("conv3", 28, 128, 2, 4, 4, 4, 8),
+    ("conv4", 14, 256, 2, 6, 6, 23, 36),
+    ("conv5", 7, 512, 2, 3, 3, 3, 3),
+)
+DEPTHS = (18, 34, 50, 101, 152)
+
+# Section 4.2: n = (layers - 2) / 6 basic blocks a stage.
+CIFAR = (
+    # layer name, output map size, filters
+    ("conv2", 32, 16),
+    ("conv3", 16, 32),
+    ("conv4", 8, 64),
+)
+
+
+def resnet(
+    variant: str = "resnet50",
+    input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
+    classes: int = 1000,
+    *,
+    stride_in: str = "1x1",
+    shortcut: str | None = None,
+    dropout: float = 0.0,
+    include_top: bool = True,
+    pooling: str | None = None,
+    normalization: tuple | None = None,
+    bn_momentum: float = 0.9,
+) -> keras.Model:
+    """Build a residual network; layer names are those of keras.applications.
+
+    Args:
+        variant: one of `VARIANTS`. 18, 34, 50, 101 and 152 layers are the ImageNet form, with a
+            stride of 32 in all; 20, 32, 44, 56 and 110 the CIFAR form, with a stride of 4.
+        input_shape: `(height, width, channels)` in pixels, any size; 224 or 32 in the paper.
+        classes: width of the last layer.
+        stride_in: the bottlenecks' convolution that carries the stride: "1x1" (v1: the paper,
+            keras.applications) or "3x3" (v1.5: torch).
+        shortcut: where shape changes, "identity" (zero-padded, no parameters; option A) or
+            "projection" (1x1 convolution; option B). None: the paper's choice, identity for the
+            CIFAR form and projection for the other.
+        dropout: rate before the last layer, in [0, 1); none in the paper.
+        include_top: False leaves out dropout and last layer.
+        pooling: what ends a model without top: None (feature map), "avg" or "max".
+        normalization: `(mean, std)`, each a number or one a channel, in the input's units: the
+            model then takes raw 0-255 pixels. None: the input is normalised already.
+        bn_momentum: of batch normalisation.
+
+    Returns:
+        A model from `image`, float `[batch, height, width, channels]`, to `logits`, float32
+        `[batch, classes]`.
+
+    Raises:
+        InputError: an unknown variant or option.
+    """
+    if variant not in VARIANTS:
+        raise InputError(f"There is no variant '{variant}'{nearest(variant, VARIANTS)}")
+    if stride_in not in ("1x1", "3x3"):
+        raise InputError(f"stride_in={stride_in!r} must be '1x1' (the paper) or '3x3' (torch).")
+    if shortcut not in (None, "identity", "projection"):
+        raise InputError(f"shortcut={shortcut!r} must be 'identity', 'projection' or None.")
+    if pooling not in (None, "avg", "max"):
+        raise InputError(f"pooling={pooling!r} must be None, 'avg' or 'max'.")
+    depth = int(variant.removeprefix("resnet"))
+    bn = {"epsilon": 1e-5, "momentum": bn_momentum}
+
+    image = x = keras.Input(input_shape, name="image")
+    if normalization is not None:
+        x = ImageNormalization(*normalization, name="normalization")(x)
+    if depth in DEPTHS:
+        x = conv_bn(x, 64, 7, 2, name="conv1", **bn)
+        x = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
+        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
+        x = layers.MaxPooling2D(3, 2, name="pool1_pool")(x)
+        column = 3 + DEPTHS.index(depth)
+        stages = [(row[0], row[2], row[column]) for row in IMAGENET]
+        options = {"shortcut": shortcut or "projection", **bn}
+    else:
+        x = conv_bn(x, 16, 3, name="conv1", **bn)
+        x = layers.ReLU(name="conv1_relu")(x)  # 32 x 32 x 16
+        stages = [(name, filters, (depth - 2) // 6) for name, _, filters in CIFAR]
+        options = {"shortcut": shortcut or "identity", **bn}
+
+    block = basic_block
+    if depth in (50, 101, 152):
+        block = bottleneck_block
+        options["stride_in"] = stride_in
+    for name, filters, repeats in stages:
+        for repeat in range(repeats):
+            # The first stage keeps the size: the stem has halved it already, or need not.
+            stride = 2 if repeat == 0 and name != "conv2" else 1
+            x = block(x, filters, stride, name=f"{name}_block{repeat + 1}", **options)
+
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+    if include_top:
+        if dropout:
+            x = layers.Dropout(dropout, name="dropout")(x)
+        x = layers.Dense(classes, dtype="float32", name="logits")(x)
+    return keras.Model(image, x, name=variant)
