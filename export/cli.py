@@ -24,8 +24,8 @@ NORMALIZATIONS = {
     "tf": ((127.5,), (127.5,)),
     "unit": ((0.0,), (255.0,)),
 }
-_CALIBRATION_IMAGES = 200
-_EVALUATION_IMAGES = 1000
+_CALIBRATION_IMAGES = 100
+_EVALUATION_IMAGES = 500
 _TOP = 5
 
 
@@ -61,6 +61,8 @@ class Export:
     """What the model wants done to pixels: imagenet, tf, unit, or MEAN STD, 1 or 3 numbers each."""
     logits: bool = False
     """Return logits, not probabilities."""
+    max_loss: float = 0.01
+    """How much accuracy fp16 and int8 may lose; a file that loses more is not handed out."""
     name: str | None = None
     """Stem of the file names; default: the model's own name."""
     imports: tuple[str, ...] = ()
@@ -90,6 +92,7 @@ class Export:
             input_dtype=self.input_dtype,
             normalization=normalization,
             logits=self.logits,
+            max_loss=self.max_loss,
             name=self.name,
             task="classification" if labels else None,
         )
@@ -409,8 +412,8 @@ def _read_calibration(
     """Read images to calibrate with, and those of labelled subfolders to evaluate on.
 
     Returns:
-        Raw pixels `[n, height, width, channels]`, n at most 200, and, if subfolders are named like
-        labels, others of up to 1000 with their class indices. At most half of the images then
+        Raw pixels `[n, height, width, channels]`, n at most 100, and, if subfolders are named like
+        labels, up to 500 others with their class indices. At most half of the images then
         calibrate.
 
     Raises:

@@ -318,8 +318,8 @@ def read_keras(path: str | os.PathLike):
         if unknown := re.search(r"Could not locate (?:class|function) '([^']+)'", cause):
             raise InputError(
                 f"{path} holds the custom layer or function '{unknown[1]}', not known here. "
-                "Import the module that defines it (--imports MODULE on the command line); there it "
-                "must be decorated with @keras.saving.register_keras_serializable()."
+                "Import the module that defines it (on the command line: --imports MODULE); it must "
+                "be decorated there with @keras.saving.register_keras_serializable()."
             ) from error
         if "Lambda" in cause or "unsafe" in cause:
             raise InputError(
