@@ -15,11 +15,15 @@ Run it:
     python recipes/classification/mobilenet_v2.py --data digits --epochs 30 --export
 """
 
+import dataclasses
+
 import keras
 from keras import layers
 
 from tiffin.export.errors import InputError
 from tiffin.layers import ImageNormalization, inverted_residual, make_divisible
+from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.training import main
 
 VARIANTS = {
     "mobilenet_v2": {"year": 2018, "parameters": 3_504_872, "error": 28.0, "data": "ImageNet"},
@@ -123,3 +127,36 @@ def mobilenet_v2(
             x = layers.Dropout(dropout, name="dropout")(x)
         x = layers.Dense(classes, dtype="float32", name="logits")(x)
     return keras.Model(image, x, name="mobilenet_v2")
+
+
+@dataclasses.dataclass
+class Config(Classification):
+    """Train MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381).
+
+    Examples:
+      tiffin train mobilenet_v2 --export
+      tiffin train mobilenet_v2 --data photos/ --alpha 0.5 --augment horizontal_flip color_jitter
+    """
+
+    model: str = "mobilenet_v2"
+    alpha: float = 1.0
+    """Width multiplier; the paper's are 0.35, 0.5, 0.75, 1.0, 1.3 and 1.4."""
+    stem_stride: int | None = None
+    """Stride of the first convolution; default: the paper's 2, but 1 below 64 pixels."""
+    dropout: float = 0.2
+    """Rate before the last layer."""
+    weight_decay: float = 4e-5
+
+    def build(self, input_shape, classes, normalization):
+        return mobilenet_v2(
+            input_shape,
+            classes,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            normalization=normalization,
+            stem_stride=self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1),
+        )
+
+
+if __name__ == "__main__":
+    main(Config)

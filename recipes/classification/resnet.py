@@ -14,11 +14,16 @@ Run it:
     python recipes/classification/resnet.py --model resnet20 --data cifar10 --data-dir DIR
 """
 
+import dataclasses
+from typing import Literal
+
 import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, nearest
 from tiffin.layers import ImageNormalization, basic_block, bottleneck_block, conv_bn
+from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.training import main
 
 VARIANTS = {
     "resnet18": {"year": 2015, "parameters": 11_689_512, "error": 27.88, "data": "ImageNet"},
@@ -139,3 +144,39 @@ def resnet(
             x = layers.Dropout(dropout, name="dropout")(x)
         x = layers.Dense(classes, dtype="float32", name="logits")(x)
     return keras.Model(image, x, name=variant)
+
+
+@dataclasses.dataclass
+class Config(Classification):
+    """Train a residual network (He et al. 2015, arXiv 1512.03385).
+
+    The paper's CIFAR-10 training is --epochs 164 --schedule step --milestones 0.5 0.75
+    --augment random_crop horizontal_flip; the default is a short one along a cosine.
+
+    Examples:
+      python recipes/classification/resnet.py --model resnet20 --data cifar10
+      python recipes/classification/resnet.py --model resnet50 --data photos/ --export
+    """
+
+    model: str = "resnet20"
+    stride_in: Literal["1x1", "3x3"] = "1x1"
+    """Which convolution of a bottleneck strides: 1x1 as in the paper, or 3x3 as in torch."""
+    shortcut: Literal["identity", "projection"] | None = None
+    """Where shapes change: zero-padded identity or 1x1 projection; default: the paper's choice."""
+    dropout: float = 0.0
+    """Rate before the last layer; none in the paper."""
+
+    def build(self, input_shape, classes, normalization):
+        return resnet(
+            self.model,
+            input_shape,
+            classes,
+            stride_in=self.stride_in,
+            shortcut=self.shortcut,
+            dropout=self.dropout,
+            normalization=normalization,
+        )
+
+
+if __name__ == "__main__":
+    main(Config)

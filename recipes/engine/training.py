@@ -56,7 +56,8 @@ class Recipe(abc.ABC):
     weight_decay: float = 1e-4
     """Decoupled weight decay of kernels; biases and batch norm are left alone."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then validated and kept; 0: off."""
+    """Decay of a moving average of the weights, which is then what is validated and kept; it
+    needs a training of many times 1 / (1 - decay) steps. 0: off."""
     early_stopping: int = 0
     """Epochs without improvement after which training ends; 0: never."""
     mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
