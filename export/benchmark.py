@@ -25,7 +25,7 @@ def measure(
     warmup: float = 0.2,
     imports: Sequence[str] = (),
 ) -> dict:
-    """Measure a model file at batch 1 on random input, in a fresh process.
+    """Measure a model file at batch 1 (or its own fixed one) on random input, in a fresh process.
 
     Args:
         path: a `.keras`, `.onnx` or `.tflite` file.
@@ -99,11 +99,11 @@ def _time_calls(runner: Runner, arrays: list, seconds: float, least: int) -> lis
 
 
 def _random_batch(runner: Runner) -> list[np.ndarray]:
-    """Return one batch of 1: pixels or small numbers, any other free axis of length 1."""
+    """Return the smallest batch: pixels or small numbers, any other free axis of length 1."""
     random = np.random.default_rng(0)
     arrays = []
     for tensor in runner.inputs:
-        shape = [n or 1 for n in tensor.shape]
+        shape = [n or (1 if axis else runner.batch or 1) for axis, n in enumerate(tensor.shape)]
         kind = np.dtype(tensor.dtype)
         # Integers stay below 2: they may be indices into a table of unknown length.
         top = 256 if kind == np.uint8 else 2

@@ -42,7 +42,8 @@ class Runner:
 
     Attributes:
         path: the file, or None for a model in memory.
-        inputs: what it takes. A batch fixed to 1 in the file is shown as None: the runner loops.
+        inputs: what it takes. A batch that is fixed in the file is shown as None: the runner loops.
+        batch: the file's own fixed batch, of which a call takes multiples; None if any will do.
         outputs: what it returns; quantised integers are returned, and shown, as float32.
     """
 
@@ -50,17 +51,13 @@ class Runner:
         free = any(t.shape and t.shape[0] is None for t in inputs)
         fixed = next((t.shape[0] for t in inputs if t.shape), None)
         self.path = path
+        self.batch = None if free else fixed or 1
         self._batched = [bool(t.shape) and (t.shape[0] is None or not free) for t in inputs]
-        self._chunk = _CHUNK if free else fixed or 1
-        looped = not free and fixed == 1
         self.inputs = tuple(
-            dataclasses.replace(t, shape=(None, *t.shape[1:])) if looped and b else t
-            for t, b in zip(inputs, self._batched, strict=True)
+            _any_batch(t) if batched else t
+            for t, batched in zip(inputs, self._batched, strict=True)
         )
-        self.outputs = tuple(
-            dataclasses.replace(t, shape=(None, *t.shape[1:])) if looped and t.shape else t
-            for t in outputs
-        )
+        self.outputs = tuple(outputs if free else map(_any_batch, outputs))
 
     def __call__(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
         """Run the model on a batch.
@@ -82,9 +79,9 @@ class Runner:
         if len(sizes) > 1:
             raise InputError(f"The inputs of {self} differ in batch size: {sorted(sizes)}.")
         size = sizes.pop() if sizes else 1
-        step = self._chunk
-        if size == 0 or (step != _CHUNK and size % step):
-            raise InputError(f"{self} takes batches that are a multiple of {step}, not of {size}.")
+        step = self.batch or _CHUNK
+        if size == 0 or size % (self.batch or 1):
+            raise InputError(f"{self} takes a multiple of {self.batch or 1} examples, not {size}.")
         parts = [
             self.step(
                 [a[i : i + step] if b else a for a, b in zip(arrays, self._batched, strict=True)]
@@ -135,6 +132,10 @@ class Runner:
     def step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run once on arrays from `prepare`, of a batch that the file itself takes."""
         raise NotImplementedError
+
+
+def _any_batch(tensor: Tensor) -> Tensor:
+    return dataclasses.replace(tensor, shape=(None, *tensor.shape[1:])) if tensor.shape else tensor
 
 
 class _Onnx(Runner):
@@ -318,8 +319,8 @@ def read_keras(path: str | os.PathLike):
         if unknown := re.search(r"Could not locate (?:class|function) '([^']+)'", cause):
             raise InputError(
                 f"{path} holds the custom layer or function '{unknown[1]}', not known here. "
-                "Import the module that defines it (on the command line: --imports MODULE); it must "
-                "be decorated there with @keras.saving.register_keras_serializable()."
+                "Import the module that defines it (on the command line: --imports MODULE); there "
+                "it must be decorated with @keras.saving.register_keras_serializable()."
             ) from error
         if "Lambda" in cause or "unsafe" in cause:
             raise InputError(
