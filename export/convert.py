@@ -277,16 +277,16 @@ def trace(interface: Interface, batch: int | None) -> Traced:
             )
         weights[placeholder.name.split(":")[0]] = value.numpy()
     graph = function.graph.as_graph_def(add_shapes=True)
-    # A function marked for XLA is left as a call, which no converter understands.
+    # Keras compiles a grouped convolution on its own; no converter understands the call.
     for node in (*graph.node, *(n for f in graph.library.function for n in f.node_def)):
         node.attr.pop("_XlaMustCompile", None)
     for part in graph.library.function:
-        part.attr.pop("_XlaMustCompile", None)
+        for mark in ("_XlaMustCompile", "_noinline"):
+            part.attr.pop(mark, None)
     outputs = [tensor.name for tensor in function.outputs]
     layers = frozenset(layer.name for layer in interface.model._flatten_layers(include_self=False))
     traced = Traced(graph, inputs, outputs, weights, layers)
-    kernels = traced.kernels()
-    small = {n for n, value in weights.items() if value.size <= _SMALL} - kernels
+    small = {n for n, value in weights.items() if value.ndim < 2 and value.size <= _SMALL}
     with tf.Graph().as_default():
         tf.import_graph_def(traced.with_constants(small), name="")
         feeds = [f"{name}:0" for name in (*inputs, *(n for n in weights if n not in small))]

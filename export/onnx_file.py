@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -40,30 +41,62 @@ def to_onnx(interface: Interface, traced: Traced):
     renamed = {f"{n}:0": p.name for n, p in zip(traced.inputs, interface.inputs, strict=True)}
     renamed |= {t: p.name for t, p in zip(traced.outputs, interface.outputs, strict=True)}
     inputs = [f"{n}:0" for n in (*traced.inputs, *sorted(kernels))]
-    level = logging.getLogger("tf2onnx").level
-    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    try:
-        with tf.Graph().as_default() as graph:
-            tf.import_graph_def(traced.with_constants({*traced.weights} - kernels), name="")
-            with tf_loader.tf_session(graph=graph):
+    with _overheard() as log, tf.Graph().as_default() as tf_graph:
+        tf.import_graph_def(traced.with_constants({*traced.weights} - kernels), name="")
+        try:
+            with tf_loader.tf_session(graph=tf_graph):
                 converted = tfonnx.process_tf_graph(
-                    graph,
+                    tf_graph,
                     opset=OPSET,
                     input_names=inputs,
                     output_names=traced.outputs,
                     tensors_to_rename=renamed,
                 )
-        proto = optimizer.optimize_graph(converted, catch_errors=False).make_model("tiffin")
-    finally:
-        logging.getLogger("tf2onnx").setLevel(level)
+            proto = optimizer.optimize_graph(converted, catch_errors=False).make_model("tiffin")
+        except Exception as error:
+            # Each operation's converter raises what it likes.
+            raise _failure("\n".join([*log, str(error)]), traced) from error
     _refuse_unknown(proto.graph.node, traced)
     proto = slim(proto)
     graph = _Graph(proto, {f"{name}:0": traced.weights[name] for name in kernels})
     graph.fold()
     graph.finish(interface)
-    if proto.ByteSize() < 2**31:
+    try:
         onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise _failure(str(error), traced) from error
     return proto
+
+
+@contextlib.contextmanager
+def _overheard():
+    """Yield the list of what tf2onnx logs as an error, instead of letting it be printed."""
+    messages: list[str] = []
+    handler, logger = logging.Handler(logging.ERROR), logging.getLogger("tf2onnx")
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _failure(message: str, traced: Traced) -> ExportError:
+    """Explain a converter's error by the Keras layers whose operations it mentions."""
+    words = re.findall(r"[\w./-]+/[\w./-]+", message)
+    layers = {traced.layer(word) for word in words} - {None}
+    where = " and ".join(f"'{name}'" for name in sorted(layers)) or "the model"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    why = lines[-1][:300] if lines else "no reason given"
+    return ExportError(
+        f"The ONNX converter cannot convert {where} ({why}). Write that layer another way, or "
+        "export to TFLite only."
+    )
 
 
 def reduce(proto, precision: str, interface: Interface, calibration):

@@ -206,6 +206,7 @@ class _Judge:
 
     def __init__(self, interface, calibration, evaluation, metric, max_loss, precisions):
         self.interface, self.metric, self.targets = interface, None, None
+        self.calibration = calibration
         if evaluation is not None:
             inputs, targets = evaluation
             inputs = verify.checked(inputs, interface.inputs, "evaluation")
@@ -230,7 +231,8 @@ class _Judge:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise ExportError(
                     f"Keras' own output '{name}' holds NaN or infinity on {self.verified_on}: the "
-                    "training diverged. Train again with a lower learning rate."
+                    "training diverged (train again with a lower learning rate), or a layer leaves "
+                    "the range of its function."
                 )
         self.summary = None
         if self.metric is not None:
@@ -325,7 +327,7 @@ def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _J
         path.write_bytes(content)
     entry, reason = judge(path, precision)
     if reason:
-        raise ExportError(f"In {path.name}, {reason}.")
+        raise ExportError(f"In {path.name}, {reason}. {_blame(judge, kind, precision)}")
     entry |= extra | {
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -342,6 +344,57 @@ def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _J
         }
         entry["peak_memory_mb"] = speed["peak_memory_mb"]
     return entry | {"verified": True}
+
+
+def _blame(judge: _Judge, kind: str, precision: str) -> str:
+    """Name the layer where a file departs from Keras: the first whose error jumps.
+
+    The model is converted once more, with the result of each layer as a further output.
+    """
+    model = judge.interface.model
+    order = [
+        node
+        for depth in sorted(model._nodes_by_depth, reverse=True)
+        for node in model._nodes_by_depth[depth]
+    ]
+    results = {}
+    for node in order:
+        tensor = node.output_tensors[0]
+        if node.operation in model._operations and tensor.dtype == "float32" and node.parent_nodes:
+            results[f"{len(results):04d}"] = node.operation.name, tensor
+    if not results or None in [n for _, t in results.values() for n in t.shape[1:]]:
+        return "No layer can be singled out."
+    probe = Interface(
+        keras.Model(model.inputs, {key: tensor for key, (_, tensor) in results.items()}),
+        next((p.dtype for p in judge.interface.inputs if p.image), "uint8"),
+        judge.interface.normalization,
+    )
+    inputs, _ = verify.examples(judge.inputs, 4)
+    reference = probe.keras()(inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"probe.{kind}"
+        try:
+            _, make = next(_files(kind, probe, (precision,), judge.calibration))
+            content = make()
+        except ExportError:
+            return "No layer can be singled out: the model does not convert with its inner results."
+        path.write_bytes(content if kind == "tflite" else content.SerializeToString())
+        outputs = runtime.load(path)(inputs)
+    # What rounding alone does to one layer; a jump is far above it and above all layers before.
+    floor = {"fp32": 1e-5, "fp16": 1e-3}.get(precision, 0.02)
+    before, worst = floor, ("", 0.0)
+    for key, (name, _) in results.items():
+        error = verify.compare(reference[key], outputs[key])["relative_rms_error"]
+        if not np.isfinite(outputs[key]).all() and np.isfinite(reference[key]).all():
+            return f"The layer '{name}' is the first whose result is not finite."
+        if error > 5 * before:
+            return (
+                f"The layer '{name}' is most likely the cause: the relative error jumps there to "
+                f"{error:.2g}."
+            )
+        before = max(before, error)
+        worst = max(worst, (name, error), key=lambda pair: pair[1])
+    return f"No layer stands out: the error grows step by step, to {worst[1]:.2g} in '{worst[0]}'."
 
 
 def _publish(workshop: Path, directory: Path, name: str, manifest: dict) -> None:

@@ -89,7 +89,7 @@ def _modules(model) -> list[str]:
 
 
 def _stow(value, name: str, arrays: dict[str, np.ndarray]):
-    """Put the arrays of a structure into `arrays`; return the structure with their names instead."""
+    """Put the arrays of a structure into `arrays`; return the structure with their names."""
     if value is None:
         return None
     if isinstance(value, Mapping):
