@@ -123,6 +123,7 @@ def add_tflite(
     """
     from ai_edge_litert.schema_py_generated import Model
 
+    model = _without_archive(model)
     root = Model.GetRootAs(model)
     described = _describe(
         name,
@@ -138,6 +139,15 @@ def add_tflite(
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), labels_text(labels))
     return file.getvalue()
+
+
+def _without_archive(model: bytes) -> bytes:
+    """Cut off the labels that an earlier call put behind the model."""
+    file = io.BytesIO(model)
+    if not zipfile.is_zipfile(file):
+        return model
+    with zipfile.ZipFile(file) as archive:
+        return model[: archive.getinfo(LABELS_FILE).header_offset]
 
 
 def read_labels(path: str | os.PathLike) -> list[str] | None:

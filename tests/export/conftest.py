@@ -6,8 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-LABELS = ["red", "grün", "blue"]
-
 
 class Colours(NamedTuple):
     """A `keras.Model` that names the strongest colour, with pictures and their classes."""
@@ -15,6 +13,7 @@ class Colours(NamedTuple):
     model: object
     images: np.ndarray
     targets: np.ndarray
+    labels: tuple[str, ...] = ("red", "grün", "blue")
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +45,7 @@ def exported(colours, tmp_path_factory) -> Path:
         folder,
         calibration=colours.images[:30],
         evaluation=(colours.images[30:], colours.targets[30:]),
-        labels=LABELS,
+        labels=colours.labels,
         task="classification",
         description="Names the strongest colour.",
         say=lambda line: None,
