@@ -277,9 +277,11 @@ def trace(interface: Interface, batch: int | None) -> Traced:
             )
         weights[placeholder.name.split(":")[0]] = value.numpy()
     graph = function.graph.as_graph_def(add_shapes=True)
-    # Keras compiles a grouped convolution on its own; no converter understands the call.
+    # Keras compiles a grouped convolution on its own; no converter understands the call. And both
+    # know a loop as one While, not lowered to switches and merges.
     for node in (*graph.node, *(n for f in graph.library.function for n in f.node_def)):
-        node.attr.pop("_XlaMustCompile", None)
+        for mark in ("_XlaMustCompile", "_lower_using_switch_merge"):
+            node.attr.pop(mark, None)
     for part in graph.library.function:
         for mark in ("_XlaMustCompile", "_noinline"):
             part.attr.pop(mark, None)

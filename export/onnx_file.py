@@ -15,6 +15,10 @@ from tiffin.export.errors import ExportError
 
 # 18 turns a global average pooling into Transpose and ReduceMean.
 OPSET = 17
+# onnxslim's fusions that would read kernels, which lie elsewhere.
+_KERNEL_FUSIONS = ["FusionConvMul", "FusionConvTransposeMul", "FusionConvAdd"]
+_KERNEL_FUSIONS += ["FusionConvTransposeAdd", "FusionConvBN", "FusionConvTransposeBN"]
+_KERNEL_FUSIONS += ["FusionGemm", "FusionGemmMul", "FusionGemmAdd"]
 # Softmax and whatever follows scores and boxes stays float.
 _QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat"]
 _QUANTIZED += ["MaxPool", "AveragePool", "GlobalAveragePool", "Squeeze", "Reshape", "Transpose"]
@@ -57,7 +61,7 @@ def to_onnx(interface: Interface, traced: Traced):
             # Each operation's converter raises what it likes.
             raise _failure("\n".join([*log, str(error)]), traced) from error
     _refuse_unknown(proto.graph.node, traced)
-    proto = slim(proto)
+    proto = slim(proto, skip_fusion_patterns=_KERNEL_FUSIONS)
     graph = _Graph(proto, {f"{name}:0": traced.weights[name] for name in kernels})
     graph.fold()
     graph.finish(interface)
@@ -201,6 +205,7 @@ class _Graph:
     """An ONNX graph whose weights lie beside it, so that folding moves numbers and not bytes."""
 
     def __init__(self, proto, weights: dict[str, np.ndarray]):
+        import onnx
         from onnx import numpy_helper
 
         self.proto, self.nodes = proto, list(proto.graph.node)
@@ -211,6 +216,12 @@ class _Graph:
                 self.values[node.output[0]] = numpy_helper.to_array(_attributes(node)["value"])
         self.nodes = [n for n in self.nodes if n.op_type != "Constant"]
         self.ends = {o.name for o in proto.graph.output}
+        inferred = onnx.shape_inference.infer_shapes(proto).graph
+        self.ranks = {
+            v.name: len(v.type.tensor_type.shape.dim)
+            for v in (*inferred.value_info, *inferred.output)
+            if v.type.tensor_type.HasField("shape")
+        }
         # Names that a loop's body reads from outside count as read, too.
         self.readers = Counter(_reads(self.nodes))
         self.makers = {name: node for node in self.nodes for name in node.output}
@@ -220,13 +231,13 @@ class _Graph:
         return self.readers[name] == 1 and name not in self.ends
 
     def fold(self) -> None:
-        """Fold layout changes into kernels, additions into biases, and padding into windows."""
+        """Fold layouts into kernels, sums and factors into products, padding into windows."""
         for node in [*self.nodes]:
             self._fold_layout(node)
         for node in [*self.nodes]:
             match node.op_type:
-                case "Add":
-                    self._fold_addition(node)
+                case "Add" | "Mul":
+                    self._fold_into(node)
                 case "MaxPool":
                     self._fold_padding(node)
 
@@ -235,6 +246,8 @@ class _Graph:
         self.nodes.remove(node)
         for name in node.input:
             self.readers[name] -= 1
+        if replacement == node.output[0]:
+            return
         for other in self.nodes:
             for slot, name in enumerate(other.input):
                 if name == node.output[0]:
@@ -255,57 +268,58 @@ class _Graph:
         self.values[node.output[0]] = value
         self._remove(node, node.output[0])
 
-    def _fold_addition(self, node) -> None:
-        """Make an added constant the bias of the Conv, Gemm or MatMul before it."""
+    def _fold_into(self, node) -> None:
+        """Fold a constant sum or factor into the Conv, Gemm or MatMul before it."""
         for source, other in (node.input[:], node.input[::-1]):
-            shift, maker = self.values.get(other), self.makers.get(source)
-            if shift is None or maker is None or not self.only(source):
+            value, maker = self.values.get(other), self.makers.get(source)
+            if value is None or maker is None or not self.only(source):
                 continue
             if maker.op_type not in ("Conv", "Gemm", "MatMul"):
                 continue
             kernel = self.values.get(maker.input[1])
-            if kernel is None:
+            if kernel is None or self.readers[maker.input[1]] != 1:
                 continue
-            if maker.op_type == "Conv":
-                channels = kernel.shape[0]
-                fits = shift.size == 1 or shift.shape[-3:-2] == (channels,) == (shift.size,)
-            else:
-                kernel_axis = 0 if _attributes(maker).get("transB") else -1
-                channels = kernel.shape[kernel_axis]
-                fits = shift.size == 1 or shift.shape[-1:] == (channels,) == (shift.size,)
-            if maker.op_type == "MatMul":
-                fits = fits and self.proto_rank(source) == kernel.ndim == 2
-            if not fits:
+            rows = maker.op_type == "Conv" or _attributes(maker).get("transB", 0)
+            channels = kernel.shape[0 if rows else -1]
+            # A convolution's channels are its result's axis 1, a product's the last.
+            place = 1 - kernel.ndim if maker.op_type == "Conv" else -1
+            per_channel = value.ndim >= -place and value.shape[place] == value.size == channels
+            if value.size != 1 and not per_channel:
                 continue
-            shift = np.broadcast_to(shift.ravel(), (channels,))
+            if maker.op_type == "MatMul" and not self.ranks.get(source) == kernel.ndim == 2:
+                continue
+            value = np.broadcast_to(value.ravel(), (channels,))
+            bias = None
             if len(maker.input) > 2 and maker.input[2]:
                 bias = self.values.get(maker.input[2])
-                if bias is None or bias.size != channels:
+                if bias is None or bias.size != channels or _attributes(maker).get("beta", 1) != 1:
                     continue
-                shift = shift + bias.ravel()
-                self.readers[maker.input[2]] -= 1
-                del maker.input[2]
-            name = f"{maker.output[0]}/bias"
-            self.values[name] = np.ascontiguousarray(shift)
-            maker.input.append(name)
-            self.readers[name] += 1
-            if maker.op_type == "MatMul":
-                maker.op_type = "Gemm"
-            self._remove(node, source)
+                bias = bias.ravel()
+            if node.op_type == "Mul":
+                shape = (-1, *[1] * (kernel.ndim - 1)) if rows else (1, -1)
+                self._replace(maker, 1, kernel * value.reshape(shape))
+                bias = bias if bias is None else bias * value
+            else:
+                bias = value if bias is None else bias + value
+                maker.op_type = "Gemm" if maker.op_type == "MatMul" else maker.op_type
+            if bias is not None:
+                self._replace(maker, 2, bias)
+            # The product takes this node's name, which may be an output of the model.
+            self._remove(node, node.output[0])
+            maker.output[0] = node.output[0]
+            self.makers[node.output[0]] = maker
             return
 
-    def proto_rank(self, name: str) -> int | None:
-        """Return the rank of a value, None where inference cannot tell."""
-        import onnx
-
-        if not hasattr(self, "_ranks"):
-            inferred = onnx.shape_inference.infer_shapes(self.proto).graph
-            self._ranks = {
-                v.name: len(v.type.tensor_type.shape.dim)
-                for v in (*inferred.value_info, *inferred.output)
-                if v.type.tensor_type.HasField("shape")
-            }
-        return self._ranks.get(name)
+    def _replace(self, node, slot: int, value: np.ndarray) -> None:
+        """Give a node a weight of its own."""
+        name = f"{node.output[0]}/{('kernel', 'bias')[slot - 1]}"
+        if slot < len(node.input):
+            self.readers[node.input[slot]] -= 1
+            node.input[slot] = name
+        else:
+            node.input.append(name)
+        self.values[name] = np.asarray(value, order="C")
+        self.readers[name] += 1
 
     def _fold_padding(self, node) -> None:
         """Let a MaxPool pad by itself where its input is never below the padding's zero."""
@@ -348,7 +362,7 @@ class _Graph:
             del field[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend(
-            numpy_helper.from_array(np.ascontiguousarray(value), name)
+            numpy_helper.from_array(np.asarray(value, order="C"), name)
             for name, value in self.values.items()
             if name in used
         )
