@@ -1,6 +1,8 @@
 """Custom Keras layers, written with `keras.ops`: they run on TensorFlow, JAX and torch."""
 
-from tiffin.layers.normalization import ImageNormalization
+from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
+from tiffin.layers.convolution import GroupedConv2D
+from tiffin.layers.normalization import BatchNormalization, ImageNormalization
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
     basic_block,
@@ -11,7 +13,12 @@ from tiffin.layers.residual import (
 )
 
 __all__ = [
+    "BatchNormalization",
+    "GroupedConv2D",
     "ImageNormalization",
+    "Maxout",
+    "MaxoutConv2D",
+    "PReLU",
     "ZeroPaddedShortcut",
     "basic_block",
     "bottleneck_block",

@@ -62,3 +62,50 @@ class ImageNormalization(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "mean": self.mean.tolist(), "std": self.std.tolist()}
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation whose inference uses the unbiased variance, as the paper has it.
+
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 2, step 10: over batches of m values a
+    channel, `Var[x] = m / (m - 1) * E[var_batch]`. `keras.layers.BatchNormalization` averages the
+    biased batch variance and leaves the factor out, which matters where m is small: 4 % of the
+    variance at m = 25. Training is the same, as are the weights, so that one layer's weights load
+    into the other; torch's moving variance is this one. m counts unmasked values only.
+
+    Args: those of `keras.layers.BatchNormalization`, but for `renorm` and `synchronized`.
+
+    Input: float of any rank, a mask without the last axis. Output: the same shape.
+
+    Raises:
+        ValueError: `renorm` or `synchronized` is asked, or `momentum` lies outside [0, 1].
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.renorm or self.synchronized:
+            raise ValueError(
+                "BatchNormalization after the paper has neither renorm nor synchronized: use "
+                "keras.layers.BatchNormalization for them."
+            )
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum={self.momentum} must lie in [0, 1].")
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        # A product, since a plain read may alias the variable that is assigned next.
+        kept = self.moving_variance * self.momentum
+        outputs = super().call(inputs, training=training, mask=mask)
+        if mask is None:
+            count = ops.cast(ops.size(inputs), kept.dtype) / inputs.shape[self.axis]
+        else:
+            weights = ops.broadcast_to(ops.expand_dims(mask, -1), ops.shape(inputs))
+            axes = [i for i in range(len(inputs.shape)) if i != self.axis % len(inputs.shape)]
+            count = ops.sum(ops.cast(weights, kept.dtype), axis=axes)
+        after = ops.convert_to_tensor(self.moving_variance)
+        # Keras has just added the biased share; m / (m - 1) = 1 + 1 / (m - 1). A single value has
+        # no variance, hence nothing to correct.
+        self.moving_variance.assign(after + (after - kept) / ops.maximum(count - 1, 1))
+        return outputs

@@ -1,0 +1,249 @@
+"""Every layer against torch's formulas or NumPy in float64; runs on whatever backend Keras has."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from keras import ops
+
+from tiffin import layers
+
+RANDOM = np.random.default_rng(3)
+
+
+def normal(*shape):
+    return RANDOM.normal(size=shape).astype("float32")
+
+
+def values(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+def torch_conv(x, kernel, bias, groups=1, stride=1, padding=0):
+    """Convolve NHWC by torch in float64."""
+    x, kernel = (torch.from_numpy(a).double() for a in (x, kernel))
+    y = torch.nn.functional.conv2d(
+        x.permute(0, 3, 1, 2),
+        kernel.permute(3, 2, 0, 1),
+        torch.from_numpy(bias).double(),
+        stride=stride,
+        padding=padding,
+        groups=groups,
+    )
+    return y.permute(0, 2, 3, 1).numpy()
+
+
+def test_maxout_is_the_largest_affine_map():
+    layer = layers.Maxout(3, 4)
+    x = normal(5, 7)
+    layer.build(x.shape)
+    kernel, bias = normal(7, 12), normal(12)
+    layer.set_weights([kernel, bias])
+    maps = [x.astype("float64") @ kernel[:, i : i + 3] + bias[i : i + 3] for i in (0, 3, 6, 9)]
+    np.testing.assert_allclose(values(layer(x)), np.max(maps, axis=0), atol=1e-5)
+
+
+def test_maxout_of_two_opposite_maps_is_the_absolute_value():
+    layer = layers.Maxout(4, 2, use_bias=False)
+    x = normal(6, 4)
+    layer.build(x.shape)
+    layer.set_weights([np.hstack([np.eye(4), -np.eye(4)])])
+    np.testing.assert_allclose(values(layer(x)), np.abs(x), atol=1e-6)
+
+
+def test_maxout_convolution():
+    layer = layers.MaxoutConv2D(3, 3, 2, strides=2)
+    x, kernel, bias = normal(2, 9, 9, 4), normal(3, 3, 4, 6), normal(6)
+    layer.build(x.shape)
+    layer.set_weights([kernel, bias])
+    y = torch_conv(x, kernel, bias, stride=2)
+    np.testing.assert_allclose(values(layer(x)), np.maximum(y[..., :3], y[..., 3:]), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 6, 5), (2, 4, 4, 5), (2, 3, 3, 3, 5)])
+def test_prelu_per_channel_is_torchs(shape):
+    layer, reference = layers.PReLU(), torch.nn.PReLU(5)
+    x = normal(*shape)
+    layer.build(shape)
+    assert np.all(values(layer.alpha) == 0.25) and layer.alpha.shape[-1] == layer.count_params()
+    alpha = normal(5)
+    layer.set_weights([alpha.reshape(layer.alpha.shape)])
+    reference.weight.data = torch.from_numpy(alpha)
+    y = reference(torch.from_numpy(x).movedim(-1, 1)).movedim(1, -1).detach().numpy()
+    np.testing.assert_allclose(values(layer(x)), y, atol=1e-6)
+
+
+def test_prelu_shares_axes():
+    x = normal(2, 4, 6, 5)
+    sizes = {None: 5, (): 120, (1, 2, 3): 1, (1, -1): 6}
+    for axes, count in sizes.items():
+        layer = layers.PReLU(axes)
+        layer.build(x.shape)
+        assert layer.count_params() == count
+        np.testing.assert_allclose(values(layer(x)), np.where(x > 0, x, x * 0.25), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_batch_normalization_keeps_torchs_moving_statistics(axis):
+    layer = layers.BatchNormalization(axis=axis, momentum=0.7, epsilon=1e-3)
+    reference = torch.nn.BatchNorm2d(4, eps=1e-3, momentum=0.3)
+    for _ in range(3):
+        x = normal(2, 4, 3, 4) * 3 + 1
+        y = values(layer(x, training=True))
+        moved = torch.from_numpy(x).movedim(axis, 1)
+        wanted = reference(moved).movedim(1, axis).detach().numpy()
+        np.testing.assert_allclose(y, wanted, atol=1e-5)
+    np.testing.assert_allclose(values(layer.moving_mean), reference.running_mean, atol=1e-6)
+    np.testing.assert_allclose(values(layer.moving_variance), reference.running_var, rtol=1e-5)
+    wanted = reference.eval()(moved).movedim(1, axis).detach().numpy()
+    np.testing.assert_allclose(values(layer(x, training=False)), wanted, atol=1e-5)
+
+
+def test_batch_normalization_differs_from_keras_by_the_papers_factor():
+    ours = layers.BatchNormalization(momentum=0.0)
+    theirs = keras.layers.BatchNormalization(momentum=0.0)
+    x = normal(5, 3)
+    np.testing.assert_allclose(
+        values(ours(x, training=True)), values(theirs(x, training=True)), atol=1e-6
+    )
+    ratio = values(ours.moving_variance) / values(theirs.moving_variance)
+    np.testing.assert_allclose(ratio, 5 / 4, rtol=1e-5)
+
+
+def test_batch_normalization_counts_unmasked_values():
+    layer = layers.BatchNormalization(momentum=0.0, epsilon=1e-6)
+    x = normal(3, 4, 2)
+    mask = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    layer(x, training=True, mask=mask)
+    np.testing.assert_allclose(
+        values(layer.moving_variance), x[mask].astype("float64").var(0, ddof=1), rtol=1e-3
+    )
+
+
+def test_batch_normalization_of_single_values_and_frozen():
+    layer = layers.BatchNormalization(momentum=0.5)
+    layer(normal(1, 3), training=True)
+    np.testing.assert_allclose(values(layer.moving_variance), 0.5, rtol=1e-6)
+    layer.trainable = False
+    layer(normal(8, 3), training=True)
+    np.testing.assert_allclose(values(layer.moving_variance), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_batch_normalization_trains(policy):
+    image = keras.Input((4,))
+    x = layers.BatchNormalization(momentum=0.0, dtype=policy)(image)
+    model = keras.Model(image, keras.layers.Dense(1, dtype="float32")(x))
+    model.compile("sgd", "mse")
+    x = normal(16, 4) * 2 + 1
+    model.fit(x, x[:, :1], batch_size=16, epochs=1, verbose=0, shuffle=False)
+    rounding = 1e-4 if policy == "float32" else 2e-2
+    variance = values(model.layers[1].moving_variance)
+    np.testing.assert_allclose(variance, x.astype("float64").var(0, ddof=1), rtol=rounding)
+
+
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"dilation_rate": 2}])
+def test_grouped_convolution_is_torchs(options):
+    layer = layers.GroupedConv2D(12, 3, groups=4, **options)
+    x, kernel, bias = normal(2, 9, 9, 8), normal(3, 3, 2, 12), normal(12)
+    layer.build(x.shape)
+    layer.set_weights([kernel, bias])
+    wide = np.zeros((5, 5, 2, 12), "float32")
+    if "dilation_rate" in options:
+        wide[::2, ::2] = kernel
+        kernel = wide
+    y = torch_conv(x, kernel, bias, groups=4, stride=options.get("strides", 1))
+    np.testing.assert_allclose(values(layer(x)), y, atol=1e-4)
+    assert layer.compute_output_shape(x.shape) == y.shape
+
+
+def test_grouped_convolution_trains():
+    image = keras.Input((6, 6, 8))
+    x = layers.GroupedConv2D(8, 3, groups=4, padding="same", activation="relu")(image)
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x))
+    model.compile("adam", "mse")
+    before = model.get_weights()
+    model.fit(normal(8, 6, 6, 8), normal(8, 8), verbose=0)
+    assert all(np.any(a != b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_image_normalization(dtype):
+    mean, std = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+    pixels = RANDOM.integers(0, 256, (2, 3, 4, 3)).astype(dtype)
+    layer = layers.ImageNormalization(mean, std)
+    y = values(layer(pixels))
+    np.testing.assert_allclose(y, (pixels - np.array(mean)) / np.array(std), atol=1e-5)
+    assert layer.weights == []
+    half = layers.ImageNormalization(mean, std, dtype="mixed_bfloat16")(pixels)
+    assert keras.backend.standardize_dtype(half.dtype) == "bfloat16"
+    np.testing.assert_allclose(values(half), y, atol=2**-7)
+
+
+def test_zero_padded_shortcut():
+    x = normal(2, 5, 6, 3)
+    layer = layers.ZeroPaddedShortcut(7, 2)
+    y = values(layer(x))
+    assert y.shape == layer.compute_output_shape(x.shape) == (2, 3, 3, 7)
+    np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
+    assert not y[..., 3:].any()
+
+
+LAYERS = {
+    "maxout": (lambda: layers.Maxout(3, 2, kernel_regularizer="l2"), (4, 5)),
+    "maxout_conv": (lambda: layers.MaxoutConv2D(3, 3, padding="same", strides=2), (7, 6, 2)),
+    "prelu": (lambda: layers.PReLU((1,), alpha_initializer="ones"), (4, 5)),
+    "batch_normalization": (lambda: layers.BatchNormalization(1, 0.8, 1e-4), (4, 5)),
+    "grouped_convolution": (lambda: layers.GroupedConv2D(4, 3, groups=2), (5, 5, 6)),
+    "image_normalization": (lambda: layers.ImageNormalization((1, 2), (3, 4)), (5, 5, 2)),
+    "shortcut": (lambda: layers.ZeroPaddedShortcut(4, 2), (5, 5, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_survive_a_keras_file(name, tmp_path):
+    make, shape = LAYERS[name]
+    image = keras.Input(shape)
+    model = keras.Model(image, make()(image))
+    model.set_weights([np.abs(normal(*w.shape)) for w in model.weights])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    x = normal(2, *shape)
+    np.testing.assert_array_equal(values(model(x)), values(again(x)))
+    assert again.layers[1].get_config() == model.layers[1].get_config()
+    assert tuple(again.output_shape[1:]) == values(again(x)).shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: layers.Maxout(0), "units=0"),
+        (lambda: layers.Maxout(3, 0), "pieces=0"),
+        (lambda: layers.MaxoutConv2D(3, 3, 1.5), "pieces=1.5"),
+        (lambda: layers.PReLU((0,)).build((2, 3, 4)), "axis 0"),
+        (lambda: layers.PReLU((3,)).build((2, 3, 4)), "axis 3"),
+        (lambda: layers.PReLU(()).build((None, None, 4)), "unknown length"),
+        (lambda: layers.BatchNormalization(momentum=2), "momentum=2"),
+        (lambda: layers.BatchNormalization(renorm=True), "renorm"),
+        (lambda: layers.GroupedConv2D(4, 3, groups=3), "groups"),
+        (lambda: layers.GroupedConv2D(4, 3, data_format="channels_first"), "channels_last"),
+        (lambda: layers.ImageNormalization(0, 0), "positive"),
+        (lambda: layers.ImageNormalization((1, 2), (1, 2, 3)), "as many"),
+        (lambda: layers.ImageNormalization((1, 2), 1).build((None, 4, 4, 3)), "channels"),
+        (lambda: layers.ImageNormalization(float("nan"), 1), "finite"),
+        (lambda: layers.ZeroPaddedShortcut(2).build((None, 4, 4, 3)), "projection"),
+        (lambda: layers.ZeroPaddedShortcut(2, 0), "stride=0"),
+        (lambda: layers.basic_block(keras.Input((4, 4, 2)), 2, name="a", shortcut="c"), "shortcut"),
+        (
+            lambda: layers.bottleneck_block(keras.Input((4, 4, 2)), 2, name="a", stride_in="1"),
+            "stride_in",
+        ),
+        (
+            lambda: layers.inverted_residual(keras.Input((4, 4, 2)), 2, expansion=0, name="a"),
+            "expansion",
+        ),
+    ],
+)
+def test_nonsense_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
