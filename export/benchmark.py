@@ -147,7 +147,7 @@ def show(rows: Sequence[tuple[Path, dict]]) -> None:
     from rich import box, console, table
 
     grid = table.Table(box=box.SIMPLE_HEAD)
-    grid.add_column("file", overflow="fold")
+    grid.add_column("file", no_wrap=True)
     for title in ("MB", "threads", "median ms", "p95 ms", "runs", "peak memory MB"):
         grid.add_column(title, justify="right", no_wrap=True)
     folders = {path.parent for path, _ in rows}
@@ -161,4 +161,8 @@ def show(rows: Sequence[tuple[Path, dict]]) -> None:
             str(result["runs"]),
             f"{result['peak_memory_mb']:.1f}",
         )
-    console.Console().print(grid)
+    # A file name must stay whole, for people and scripts alike, even on a narrow terminal.
+    needed = console.Console(width=1000).measure(grid).maximum
+    output = console.Console()
+    output.width = max(output.width, needed)
+    output.print(grid)
