@@ -1,0 +1,288 @@
+"""The whole stage: what is published, what is refused and why, and what stays as it was."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tiffin.export import export, onnx_file, runtime, stage, tflite_file, verify
+from tiffin.export.errors import ExportError, InputError
+
+LABELS = [f"class {i}" for i in range(10)]
+
+
+@pytest.fixture
+def quiet_speed(monkeypatch):
+    """Latency is measured in a process of its own, which costs seconds a file: not here."""
+    speed = {"median_ms": 1.0, "p95_ms": 2.0, "threads": 1, "peak_memory_mb": 3.0}
+    monkeypatch.setattr("tiffin.export.benchmark.measure", lambda *a, **k: speed)
+
+
+def classifier(seed=0):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((12, 12, 3), name="image"),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(8, 3, activation="relu", name="first"),
+            layers.Conv2D(8, 3, activation="relu", name="second"),
+            layers.Flatten(),
+            layers.Dense(10, name="logits"),
+        ],
+        name="small",
+    )
+
+
+def pixels(count=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 12, 12, 3)).astype(np.uint8)
+
+
+def silent(line):
+    pass
+
+
+def test_six_files_with_their_measurements(tmp_path):
+    model, inputs = classifier(), pixels(40)
+    targets = model(inputs.astype("float32")).numpy().argmax(1)
+    said = []
+    manifest = export(
+        model,
+        tmp_path,
+        calibration=inputs,
+        evaluation=(inputs, targets),
+        max_loss=0.1,
+        labels=LABELS,
+        name="net",
+        say=said.append,
+    )
+    assert manifest == json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["reference"] == {"metric": "accuracy", "value": 1.0, "examples": 40}
+    assert manifest["verified_on"] == "40 evaluation inputs"
+    assert manifest["inputs"][0]["dtype"] == "uint8" and manifest["inputs"][0]["layout"] == "NHWC"
+    assert manifest["outputs"] == [
+        {"name": "probabilities", "shape": ["batch", 10], "dtype": "float32"}
+    ]
+    assert len(manifest["files"]) == len(said) == 6 and not manifest["failed"]
+    wanted = keras.ops.softmax(model(inputs.astype("float32"))).numpy()
+    for entry in manifest["files"]:
+        content = (tmp_path / entry["file"]).read_bytes()
+        assert entry["file"] == f"net_{entry['precision']}.{entry['format']}"
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["bytes"] == len(content) and entry["verified"]
+        assert entry["latency_ms"]["median"] > 0 and entry["peak_memory_mb"] > 0
+        outputs = runtime.load(tmp_path / entry["file"])({"image": inputs})["probabilities"]
+        difference = float(np.abs(np.float64(outputs) - wanted).max())
+        assert entry["max_difference"] == pytest.approx(difference, abs=1e-5)
+        assert entry["agreement"] == np.mean(outputs.argmax(1) == targets) == entry["metric"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_broken_file_is_not_published_and_its_layer_is_named(tmp_path, monkeypatch, quiet_speed):
+    """The kernel of one layer is damaged on its way; only that format's files must fail."""
+    model, real = classifier(), onnx_file.to_onnx
+
+    def damaged(interface, traced):
+        for name, value in traced.weights.items():
+            if value.shape == (3, 3, 8, 8):
+                traced.weights[name] = value * 1.5
+        return real(interface, traced)
+
+    export(model, tmp_path, precisions=("fp32",), say=silent)
+    assert (tmp_path / "small_fp32.onnx").exists()
+    monkeypatch.setattr(onnx_file, "to_onnx", damaged)
+    with pytest.raises(ExportError, match=r"'probabilities' is .* off.*'second'") as caught:
+        export(model, tmp_path, precisions=("fp32",), say=silent)
+    manifest = caught.value.manifest
+    assert [e["file"] for e in manifest["files"]] == ["small_fp32.tflite"]
+    assert [e["file"] for e in manifest["failed"]] == ["small_fp32.onnx"]
+    assert not (tmp_path / "small_fp32.onnx").exists()
+    assert json.loads((tmp_path / "manifest.json").read_text())["failed"] == manifest["failed"]
+
+
+def test_loss_of_the_metric_refuses_a_quantised_file(tmp_path, monkeypatch, quiet_speed):
+    model, inputs = classifier(), pixels()
+    targets = model(inputs.astype("float32")).numpy().argmax(1)
+    real = tflite_file.reduce
+
+    def ruined(content, precision, interface, calibration):
+        if precision == "int8":
+            calibration = {"image": calibration["image"] // 100}
+        return real(content, precision, interface, calibration)
+
+    monkeypatch.setattr(tflite_file, "reduce", ruined)
+    with pytest.raises(ExportError, match=r"of the metric .* more than 0.01") as caught:
+        export(
+            model,
+            tmp_path,
+            formats=("tflite",),
+            calibration=inputs,
+            evaluation=(inputs, targets),
+            say=silent,
+        )
+    assert [e["precision"] for e in caught.value.manifest["failed"]] == ["int8"]
+
+
+def test_interrupted_export_leaves_everything_as_it_was(tmp_path, monkeypatch, quiet_speed):
+    export(classifier(), tmp_path, precisions=("fp32",), say=silent)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(classifier(seed=1), tmp_path, precisions=("fp32",), say=interrupt)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_files_of_an_older_export_do_not_stay_beside_the_new(tmp_path, quiet_speed):
+    export(classifier(), tmp_path, precisions=("fp32", "fp16"), say=silent)
+    export(classifier(seed=1), tmp_path, formats=("onnx",), precisions=("fp32",), say=silent)
+    assert [p.name for p in tmp_path.glob("small_*")] == ["small_fp32.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precisions": ("int8",)}, "calibration data.*calibration=ARRAY"),
+        ({"precisions": ("int9",)}, "no precision 'int9'; did you mean 'int8'"),
+        ({"formats": ("tflit",)}, "no format 'tflit'; did you mean 'tflite'"),
+        ({"formats": "onnx"}, "in a tuple"),
+        ({"labels": ["a", "b"]}, "2 labels fit no output.*10 columns"),
+        ({"calibration": np.zeros((4, 9, 9, 3))}, r"shape \[4, 9, 9, 3\].*\[examples, 12, 12, 3\]"),
+        ({"calibration": pixels() / 255.0}, "raw pixels"),
+        (
+            {"calibration": {"picture": pixels()}},
+            "arrays for picture; the model's inputs are image",
+        ),
+        ({"evaluation": (pixels(5), [1, 2])}, "5 inputs and 2 targets"),
+        ({"name": "a/b"}, "letters, digits"),
+    ],
+)
+def test_mistakes_are_told(options, message, tmp_path):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        export(classifier(), tmp_path, **{"precisions": ("fp32",), "say": silent} | options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_diverged_model_is_refused(tmp_path):
+    model = classifier()
+    model.get_layer("logits").bias.assign(np.full(10, np.nan))
+    with pytest.raises(ExportError, match="NaN or infinity.*diverged"):
+        export(model, tmp_path, precisions=("fp32",), say=silent)
+
+
+def test_dry_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stage.dry_run(classifier())
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_is_told_and_nothing_stays(tmp_path, monkeypatch, quiet_speed):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(InputError, match="disk is full"):
+        export(classifier(), tmp_path, precisions=("fp32",), say=silent)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracy():
+    scores = {"p": np.array([[0.1, 0.9], [0.8, 0.2], [0.6, 0.4]])}
+    assert verify.accuracy(scores, np.array([1, 0, 1])) == pytest.approx(2 / 3)
+    assert verify.accuracy(scores, np.eye(2)[[1, 0, 1]]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p: p, None),
+        (lambda p: np.full_like(p, 0.1), "same for every input"),
+        (lambda p: np.where(p == p.max(), np.nan, p), "NaN"),
+        (lambda p: np.roll(p, 1, axis=1), "another first class in 100.0%"),
+        (lambda p: p[:, :5], "shape"),
+    ],
+)
+def test_every_bound_refuses_what_is_broken(change, reason):
+    logits = np.random.default_rng(0).normal(size=(50, 10)) * 5
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for precision in ("fp16", "int8", "int8_dynamic"):
+        limits = verify.bound(precision, 0.01, evaluated=False)
+        _, found = verify.verify({"p": p}, {"p": change(p)}, limits)
+        assert found is None if reason is None else reason in found
+
+
+def test_near_ties_decide_nothing_but_the_sure_do():
+    """Keras itself is unsure in the first 20 examples: only the others count."""
+    sure, unsure = np.tile([0.9, 0.1], (20, 1)), np.tile([0.51, 0.49], (20, 1))
+    reference = np.concatenate([unsure, sure])
+    reference[::2] = reference[::2, ::-1]
+    flipped = reference.copy()
+    flipped[:20] = flipped[:20, ::-1]
+    limits = verify.bound("int8", 0.01, evaluated=False)
+    entry, reason = verify.verify({"p": reference}, {"p": flipped}, limits)
+    assert reason is None and entry["agreement"] == 0.5
+    flipped[20:24] = flipped[20:24, ::-1]
+    _, reason = verify.verify({"p": reference}, {"p": flipped}, limits)
+    assert "20.0% of the examples" in reason
+
+
+@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.full)])
+def test_other_backends_export_under_tensorflow(backend, tmp_path):
+    """The model lives on another backend; messages, files and errors come back to it."""
+    pytest.importorskip(backend)
+    (tmp_path / "own.py").write_text(
+        textwrap.dedent(
+            """
+            import keras, numpy as np
+
+            @keras.saving.register_keras_serializable("own")
+            class Twice(keras.layers.Layer):
+                def call(self, x):
+                    return x * 2
+
+            def share(outputs, targets):
+                return float(np.mean(outputs["probabilities"].argmax(1) == targets))
+            """
+        )
+    )
+    script = """
+        import json, sys, keras, numpy as np, own
+        from tiffin.export import InputError, export
+        x = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype("uint8")
+        layers = [keras.Input((8, 8, 3), name="image"), own.Twice(), keras.layers.Flatten()]
+        model = keras.Sequential([*layers, keras.layers.Dense(4, name="logits")], name="m")
+        said = []
+        targets = keras.ops.convert_to_numpy(model(x.astype("float32"))).argmax(1)
+        manifest = export(model, "out", precisions=("fp32",), calibration=x, say=said.append,
+                          evaluation=(x, targets), metric=own.share)
+        assert len(said) == 2, said
+        assert manifest["reference"] == {"metric": "share", "value": 1.0, "examples": 16}
+        try:
+            export(model, "out", precisions=("fp32",), labels=["a"])
+        except InputError as error:
+            print(error)
+    """
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 labels fit no output" in done.stdout
+    assert {p.name for p in (tmp_path / "out").glob("m_*")} == {"m_fp32.onnx", "m_fp32.tflite"}
+
+
+@pytest.mark.full
+def test_mobilenet_at_full_size(tmp_path):
+    model = keras.applications.MobileNetV2(weights=None)
+    images = np.random.default_rng(0).integers(0, 256, (20, 224, 224, 3)).astype(np.uint8)
+    manifest = export(model, tmp_path, calibration=images, say=silent)
+    assert len(manifest["files"]) == 6
