@@ -1,6 +1,7 @@
 """The `tiffin` command. What needs no model answers without loading Keras."""
 
 import argparse
+import os
 import sys
 
 from tiffin.export import cli
@@ -54,10 +55,13 @@ def train(arguments: list[str]) -> None:
             raise InputError("`tiffin train` needs the name of a recipe.")
         return
     entry = registry.find(name)
-    from tiffin.recipes.engine import training
+    from tiffin.export.runtime import quiet
 
+    with quiet():
+        module = entry.load()
+        from tiffin.recipes.engine import training
     model = name if name in entry.variants else None
-    training.main(entry.load().Config, model, f"tiffin train {name}", arguments[1:])
+    training.main(module.Config, model, f"tiffin train {name}", arguments[1:])
 
 
 def command(arguments: list[str]) -> None:
@@ -90,4 +94,5 @@ def command(arguments: list[str]) -> None:
 
 def main() -> None:
     """Entry point of the console command."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(cli.run(lambda: command(sys.argv[1:])))

@@ -165,8 +165,10 @@ class Recipe(abc.ABC):
         model = self.make_model(data, source.normalization if source else None)
         if source:
             print("\n".join(weights.apply(model, source)))
-        training = weights.freeze(model, self.freeze) if self.freeze else model.count_params()
-        print(f"Model: {model.name}, {model.count_params():,} parameters, {training:,} in training")
+        if self.freeze:
+            weights.freeze(model, self.freeze)
+        trained = sum(math.prod(v.shape) for v in model.trainable_variables)
+        print(f"Model: {model.name}, {model.count_params():,} parameters, {trained:,} to train")
         if self.export:
             from tiffin.export import stage
 

@@ -122,8 +122,8 @@ def _blank(value: np.ndarray) -> np.ndarray:
     return np.full_like(value, np.nan) if value.dtype.kind == "f" else value
 
 
-def freeze(model: keras.Model, until: str) -> int:
-    """Stop training every layer up to and including `until`; return how many weights still train.
+def freeze(model: keras.Model, until: str) -> None:
+    """Stop training every layer up to and including `until`.
 
     Raises:
         InputError: no such layer; the message has the nearest names.
@@ -133,4 +133,3 @@ def freeze(model: keras.Model, until: str) -> int:
         raise InputError(f"{model.name} has no layer '{until}'{nearest(until, names)}")
     for layer in model.layers[: names.index(until) + 1]:
         layer.trainable = False
-    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)

@@ -1,0 +1,114 @@
+"""The `tiffin` command: what it prints, and how it fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).parents[2]
+TIFFIN = Path(sys.executable).parent / "tiffin"
+
+
+def tiffin(*arguments, cwd=None, **environment) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [TIFFIN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+        env=os.environ | {"COLUMNS": "100"} | environment,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def fails(*arguments, **options) -> str:
+    """Run a command that must end with status 2 and one error; return it."""
+    code, _, said = tiffin(*arguments, **options)
+    assert code == 2, said
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    return " ".join(errors[0].split())
+
+
+def test_help_and_list_answer_without_keras():
+    code, out, _ = tiffin("--help")
+    assert code == 0 and all(f"tiffin {c}" in out for c in ("train", "export", "predict"))
+    assert tiffin()[1] == out
+    code, out, _ = tiffin("list", PYTHONPROFILEIMPORTTIME="1")
+    assert code == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert rows["resnet50"][:5] == ["resnet50", "resnet", "classification", "2015", "25,557,032"]
+    _, _, imports = tiffin("list", PYTHONPROFILEIMPORTTIME="1")
+    assert "tyro" not in imports and "keras" not in imports and "numpy" not in imports
+    code, out, _ = tiffin("train", "--help")
+    assert code == 0 and "tiffin train mobilenet_v2 --export" in out
+
+
+def test_recipe_help_is_the_same_by_file_and_by_name():
+    code, out, _ = tiffin("train", "resnet50", "--help")
+    assert code == 0 and "--stride-in" in out and "(default: resnet50)" in " ".join(out.split())
+    script = REPO / "recipes/classification/resnet.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--stride-in" in done.stdout
+
+
+def test_mistyped_names_get_the_nearest():
+    assert "did you mean 'train'" in fails("trian")
+    assert "did you mean 'resnet20'" in fails("train", "resnet2O")
+    assert "needs the name of a recipe" in fails("train")
+    code, _, said = tiffin("train", "resnet20", "--leraning-rate", "1")
+    assert code == 2 and "--learning-rate" in said
+
+
+def test_bad_data_and_folders_are_told_in_a_paragraph(tmp_path):
+    (tmp_path / "empty").mkdir()
+    said = fails("train", "resnet20", "--data", "./empty", cwd=tmp_path)
+    assert "nothing in it" in said and "photos/cat/1.jpg" in said
+    assert not list((tmp_path / "runs").rglob("*.keras"))
+    # Not even root may make a folder there.
+    said = fails("train", "resnet20", "--output", "/sys/tiffin")
+    assert "Cannot write /sys/tiffin" in said and "name a folder that can be written to" in said
+    (tmp_path / "file").write_text("")
+    said = fails("train", "resnet20", "--output", tmp_path / "file" / "run")
+    assert "is a file, not a folder" in said
+
+
+@pytest.mark.full
+def test_transfer_on_photos_from_a_folder(tmp_path):
+    """Forty cut-outs of two kinds of blood cells: transfer from saved weights, export, predict."""
+    import xml.etree.ElementTree as tree
+
+    source = REPO.parent / "shared/data/bccd"
+    if not source.is_dir():
+        pytest.skip("needs the blood-cell pictures in ../shared/data/bccd")
+    counts = dict.fromkeys(("RBC", "WBC"), 0)
+    for note in sorted((source / "Annotations").glob("*.xml")):
+        picture = Image.open(source / "JPEGImages" / f"{note.stem}.jpg")
+        for thing in tree.parse(note).iter("object"):
+            name = thing.findtext("name")
+            if counts.get(name, 20) >= 20:
+                continue
+            box = [int(thing.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            counts[name] += 1
+            picture.crop(box).save(tmp_path / "photos" / name / f"{counts[name]}.jpg")
+    assert counts == {"RBC": 20, "WBC": 20}
+    first, second = tmp_path / "digits", tmp_path / "cells"
+    code, _, said = tiffin("train", "resnet20", "--epochs", "4", "--output", first)
+    assert code == 0, said
+    code, out, said = tiffin(
+        "train", "resnet20", "--data", tmp_path / "photos", "--image-size", "32", "--weights",
+        first / "model.keras", "--freeze", "conv2_block3_out", "--epochs", "30", "--batch-size",
+        "14", "--learning-rate", "0.02", "--export", "--output", second,
+    )  # fmt: skip
+    assert code == 0, said
+    assert "Head replaced: logits" in out
+    assert len(list((second / "export").glob("resnet20_*"))) == 6
+    code, out, said = tiffin(
+        "predict",
+        second / "export/resnet20_int8.tflite",
+        *sorted((tmp_path / "photos/WBC").iterdir()),
+    )
+    assert code == 0, said
+    assert np.sum([("WBC" in line) for line in out.splitlines()]) >= 18

@@ -1,0 +1,95 @@
+"""Every registered variant: builds, trains a step, saves, loads in a fresh process, exports."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import tiffin.export
+from tiffin import recipes
+from tiffin.export import InputError
+from tiffin.recipes.engine import registry
+from tiffin.recipes.engine.classification import SmoothedCrossentropy
+from tiffin.recipes.engine.training import Recipe, to_json
+
+ENTRIES = registry.recipes()
+# One small variant a family in the fast tests, the whole collection in the full ones.
+SMALLEST = {
+    min(entry.variants, key=lambda name: entry.variants[name]["parameters"])
+    for entry in ENTRIES.values()
+}
+EVERY = [
+    pytest.param(name, marks=() if name in SMALLEST else pytest.mark.full)
+    for name in recipes.names()
+]
+LOADER = """
+import sys, keras, numpy as np, tiffin.layers
+model = keras.saving.load_model(sys.argv[1], safe_mode=True)
+np.save(sys.argv[3], model.predict_on_batch(np.load(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_variant_from_build_to_checked_files(name, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("float32")
+    labels = np.arange(8) % 5
+    model = recipes.build(name, (32, 32, 3), 5, normalization=(127.5, 127.5))
+    assert model.name == name and model.inputs[0].name == "image"
+    before = [np.asarray(v).copy() for v in model.trainable_variables]
+    model.compile(keras.optimizers.SGD(0.01), SmoothedCrossentropy())
+    loss = model.train_on_batch(images, labels)
+    assert np.isfinite(loss)
+    moved = [not np.array_equal(a, b) for a, b in zip(before, model.trainable_variables)]
+    assert all(moved), f"{moved.count(False)} weights got no gradient"
+    inference = keras.Model(model.inputs, model.outputs, name=name)
+    inference.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    paths = [str(tmp_path / part) for part in ("model.keras", "images.npy", "loaded.npy")]
+    subprocess.run([sys.executable, "-c", LOADER, *paths], check=True)
+    expected = inference.predict_on_batch(images)
+    np.testing.assert_allclose(np.load(paths[2]), expected, atol=1e-5)
+    manifest = tiffin.export.export(
+        inference, tmp_path / "export", precisions=("fp32",), calibration=images.astype("uint8")
+    )
+    assert [file["format"] for file in manifest["files"]] == ["onnx", "tflite"]
+    for file in manifest["files"]:
+        outputs = tiffin.export.load(tmp_path / "export" / file["file"])(images.astype("uint8"))
+        softmax = np.exp(expected - expected.max(1, keepdims=True))
+        softmax /= softmax.sum(1, keepdims=True)
+        np.testing.assert_allclose(outputs["probabilities"], softmax, atol=1e-4)
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_recipe_files_keep_the_form(entry):
+    module = entry.load()
+    assert issubclass(module.Config, Recipe)
+    assert module.Config.family() == entry.name and module.Config().model in entry.variants
+    assert callable(getattr(module, entry.name))
+    for row in entry.variants.values():
+        assert row["year"] and row["parameters"] and row["error"] and row["data"]
+    assert "arXiv" in module.__doc__ and "python recipes/" in module.__doc__
+    assert entry.path.read_text().count("\n") <= 260
+    assert json.dumps(to_json(module.Config()))
+
+
+def test_names_and_build_do_not_import_the_collection():
+    script = "import sys, tiffin.recipes as r; r.names(); print('keras' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "False\n"
+    script = (
+        "import sys, tiffin.recipes as r; r.build('resnet20', (32, 32, 3), 10);"
+        "print([m for m in sys.modules if m.startswith('tiffin.recipes.classification.')])"
+    )
+    said = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert said == "['tiffin.recipes.classification.resnet']\n"
+
+
+def test_wrong_names_and_options_get_the_nearest():
+    with pytest.raises(InputError, match="no recipe 'resnet51'; did you mean .*'resnet50'"):
+        recipes.build("resnet51")
+    with pytest.raises(InputError, match="several variants: resnet18, resnet34"):
+        recipes.build("resnet")
+    with pytest.raises(InputError, match="no option 'alhpa'; did you mean 'alpha'"):
+        recipes.build("mobilenet_v2", alhpa=0.5)
