@@ -149,7 +149,7 @@ class _Onnx(Runner):
         options.inter_op_num_threads = 1
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:
             # onnxruntime's errors share no base but Exception.
@@ -184,16 +184,9 @@ class _TFLite(Runner):
                     model_path=str(path), num_threads=threads or os.cpu_count()
                 )
                 interpreter.allocate_tensors()
+            ins, outs = _named_details(interpreter)
         except (ValueError, RuntimeError) as error:
             raise _unreadable(path, "a TFLite model that LiteRT can run", error) from error
-        # A lone signature names the tensors of the main graph; without it their own names must do.
-        signatures = interpreter.get_signature_list()
-        if len(signatures) == 1:
-            runner = interpreter.get_signature_runner(next(iter(signatures)))
-            ins, outs = runner.get_input_details(), runner.get_output_details()
-        else:
-            ins = {d["name"]: d for d in interpreter.get_input_details()}
-            outs = {d["name"]: d for d in interpreter.get_output_details()}
         self._interpreter, self._ins, self._outs = interpreter, [*ins.values()], [*outs.values()]
         super().__init__(
             path,
@@ -230,6 +223,19 @@ class _TFLite(Runner):
                 value = (value.astype(np.float32) - detail["quantization"][1]) * np.float32(scale)
             values.append(value)
         return values
+
+
+def _named_details(interpreter) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Return the details of inputs and outputs by name.
+
+    A lone signature names the tensors of the main graph; without it their own names must do.
+    """
+    signatures = interpreter.get_signature_list()
+    if len(signatures) == 1:
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        return runner.get_input_details(), runner.get_output_details()
+    ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
+    return {d["name"]: d for d in ins}, {d["name"]: d for d in outs}
 
 
 def _scale(detail: dict) -> float:

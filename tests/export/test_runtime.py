@@ -165,3 +165,11 @@ def test_quiet_drops_information_only(capfd):
     with runtime.quiet():
         os.write(2, b"INFO: Created a delegate\nI0000 00:00 port.cc\nERROR: it broke\n")
     assert capfd.readouterr().err == "ERROR: it broke\n"
+
+
+def test_garbled_names(exported, tmp_path):
+    whole = (exported / "colours_fp32.tflite").read_bytes()
+    path = tmp_path / "garbled.tflite"
+    path.write_bytes(whole.replace(b"probabilities", b"\xff" * 13))
+    with pytest.raises(InputError, match="the file is damaged"):
+        load(path)
