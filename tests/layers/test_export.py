@@ -1,0 +1,54 @@
+"""Layers leave as builtin operations, and the files answer like Keras in their real runtimes."""
+
+import keras
+import numpy as np
+import pytest
+
+from tiffin import layers
+from tiffin.export import export, load
+
+BLOCKS = {
+    "maxout": lambda x: layers.MaxoutConv2D(4, 3)(x),
+    "prelu": lambda x: layers.PReLU(alpha_initializer="random_normal")(x),
+    "batch_normalization": lambda x: layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(x)),
+    "grouped_convolution": lambda x: layers.GroupedConv2D(8, 3, groups=2, strides=2)(x),
+    "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
+}
+# What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
+ONNX_OPERATIONS = {
+    "batch_normalization": {"Conv"},
+    "grouped_convolution": {"Conv"},
+}
+
+
+def model_of(block):
+    image = keras.Input((8, 8, 4), name="features")
+    x = keras.layers.GlobalAveragePooling2D()(BLOCKS[block](image))
+    model = keras.Model(image, keras.layers.Dense(3, name="logits")(x), name=block)
+    random = np.random.default_rng(5)
+    model.set_weights([random.uniform(0.2, 1, w.shape) - 0.5 * (w.ndim > 1) for w in model.weights])
+    return model
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="converters read TensorFlow")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_layers_leave(block, tmp_path):
+    import onnx
+
+    model = model_of(block)
+    manifest = export(model, tmp_path, precisions=("fp32",), logits=True, say=lambda _: None)
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 4)).astype("float32")
+    for entry in manifest["files"]:
+        (y,) = load(tmp_path / entry["file"])({"features": x}).values()
+        np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=1e-4)
+    assert {entry["format"] for entry in manifest["files"]} == {"onnx", "tflite"}
+    graph = onnx.load(tmp_path / f"{block}_fp32.onnx").graph
+    operations = {node.op_type for node in graph.node}
+    assert operations.isdisjoint({"BatchNormalization", "If", "Loop"})
+    if block in ONNX_OPERATIONS:
+        assert (
+            ONNX_OPERATIONS[block]
+            <= operations
+            <= ONNX_OPERATIONS[block]
+            | {*("Transpose", "GlobalAveragePool", "Squeeze", "Flatten", "Reshape", "Gemm")}
+        )
