@@ -60,20 +60,25 @@ def files_table(manifest: Mapping) -> str:
     threads = sorted({file["latency_ms"]["threads"] for file in manifest["files"]})
     count = "/".join(map(str, threads)) or "1"
     header += [f"ms ({count} thread{'s' if count != '1' else ''})", "peak memory MB"]
-    table = _table(header, rows)
+    text = table(header, rows)
+    if count := len(manifest["files"]):
+        text += f"\n\nAll {count} files verified: run in onnxruntime or LiteRT, held against Keras."
     if reference:
         value, examples = reference["value"], reference["examples"]
-        table += f"\n\nKeras itself: {reference['metric']} {value:.2%} of {examples} examples."
+        text += f"\n\nKeras itself: {reference['metric']} {value:.2%} of {examples} examples."
     for failure in manifest["failed"]:
-        table += f"\n\nNot handed out: {failure['file']}: {failure['reason']}"
-    return table
+        text += f"\n\nNot handed out: {failure['file']}: {failure['reason']}"
+    return text
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table, aligned so that it also reads well in a terminal."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    cells.insert(1, ["-" * width for width in widths])
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in [header, ["-" * width for width in widths], *rows]
+        for row in cells
     ]
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -103,7 +108,7 @@ def _card(manifest: Mapping, sample_names: Sequence[str]) -> str:
         *(["Bounds:", "\n".join(bounds)] if bounds else []),
         *(["Quantisation:", "\n".join(quantized)] if quantized else []),
         "## What goes in, what comes out",
-        _table(["", "name", "type", "shape", "contents"], tensors),
+        table(["", "name", "type", "shape", "contents"], tensors),
         f"{manifest['preprocessing']} `batch` is any number in .onnx files, 1 in .tflite files.",
     ]
     if labels := manifest["labels"]:

@@ -70,16 +70,11 @@ class Checkpoint(keras.callbacks.Callback):
         """Load the last state into the compiled model and return the epoch to go on with.
 
         Raises:
-            InputError: the run has no finished epoch, or belongs to another model.
+            InputError: the state is damaged, or belongs to another model.
         """
         import h5py
 
         path = self.directory / LAST
-        if not path.exists():
-            raise InputError(
-                f"{self.directory} has no {LAST}: no epoch of it was finished, so there is nothing "
-                "to go on with. Start it anew without --resume."
-            )
         try:
             with h5py.File(path) as file:
                 state = json.loads(file.attrs["tiffin"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiffin.export.documents import files_table, table
 from tiffin.export.files import replacing
 
 if TYPE_CHECKING:
@@ -92,37 +93,6 @@ def read_history(directory: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table, aligned so that it also reads well in a terminal."""
-    cells = [[str(c) for c in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [" | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in cells]
-    lines.insert(1, " | ".join("-" * w for w in widths))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def export_table(manifest: dict[str, Any]) -> str:
-    """Return the table of exported files."""
-    reference = manifest.get("reference")
-    rows = [
-        [
-            f["file"],
-            f"{f['bytes'] / 1e6:.2f}",
-            f"{f['max_difference']:.1e}",
-            "-" if f.get("metric") is None else f"{f['metric']:.2%}",
-            f"{f['latency_ms']['median']:.2f}",
-            "yes" if f["verified"] else "NO",
-        ]
-        for f in manifest["files"]
-    ]
-    metric = reference["metric"] if reference else "metric"
-    header = ["file", "MB", "max difference", metric, "ms (1 thread)", "verified"]
-    text = table(header, rows)
-    if reference:
-        text += f"\n\nKeras itself: {metric} {reference['value']:.2%} of {reference['examples']}."
-    return text
-
-
 def markdown(metrics: dict[str, Any], directory: Path) -> str:
     """Return `report.md` for a run's metrics."""
     test = metrics["test"]
@@ -142,7 +112,7 @@ def markdown(metrics: dict[str, Any], directory: Path) -> str:
             table(["class", *columns], [[n, *(r[c] for c in columns)] for n, r in classes.items()]),
         ]
     if manifest := metrics.get("export"):
-        parts += ["## Exported files (in `export/`)", export_table(manifest)]
+        parts += ["## Exported files (in `export/`)", files_table(manifest)]
     drawn = sorted(p.name for p in directory.glob("*.png"))
     parts += ["## Pictures", *(f"![{name.removesuffix('.png')}]({name})" for name in drawn)]
     return "\n\n".join(parts) + "\n"

@@ -1,6 +1,7 @@
 """The one way a recipe runs: data, model, dry export, fit, evaluation, report, export."""
 
 import abc
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import keras
 
+from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
 from tiffin.recipes.engine import report, weights
@@ -154,26 +156,14 @@ class Recipe(abc.ABC):
         """
         self.check()
         directory = self._open()
-        keras.utils.set_random_seed(self.seed)
-        names = {"no": "float32", "float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
-        keras.config.set_dtype_policy(names[self.mixed_precision])
-        data = self.load_data()
-        print(f"Data: {data.summary()}")
-        if classes := getattr(data, "classes", None):
-            write_text(directory / "labels.txt", "".join(f"{name}\n" for name in classes))
-        source = weights.read(self.weights) if self.weights and not self.resume else None
-        model = self.make_model(data, source.normalization if source else None)
-        if source:
-            print("\n".join(weights.apply(model, source)))
-        if self.freeze:
-            weights.freeze(model, self.freeze)
-        trained = sum(math.prod(v.shape) for v in model.trainable_variables)
-        print(f"Model: {model.name}, {model.count_params():,} parameters, {trained:,} to train")
-        if self.export:
-            from tiffin.export import stage
-
-            stage.dry_run(model, self.formats)
-            print(f"Dry export: {' and '.join(self.formats)} work")
+        try:
+            data, model = self._prepare(directory)
+        except BaseException:
+            # A run that never began leaves nothing; the folder goes only if it is empty.
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            raise
+        write_json(directory / "config.json", to_json(self))
         interrupted, minutes = self._fit(model, data, directory)
         if not (directory / BEST).exists():
             print("Stopped by Ctrl-C before the first epoch ended: there is nothing to keep yet.")
@@ -190,15 +180,38 @@ class Recipe(abc.ABC):
         print(f"All of it is in {directory} ({report.REPORT} is the summary).")
         return metrics
 
+    def _prepare(self, directory: Path) -> tuple[Any, keras.Model]:
+        """Return the data and the model, ready to train and, as far as can be told, to export."""
+        keras.utils.set_random_seed(self.seed)
+        policies = {"no": "float32", "float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
+        keras.config.set_dtype_policy(policies[self.mixed_precision])
+        data = self.load_data()
+        print(f"Data: {data.summary()}")
+        origin = directory / BEST if self.resume else self.weights
+        source = weights.read(origin) if origin else None
+        model = self.make_model(data, source.normalization if source else None)
+        if self.weights and not self.resume:
+            print("\n".join(weights.apply(model, source)))
+        if self.freeze:
+            weights.freeze(model, self.freeze)
+        trained = sum(math.prod(v.shape) for v in model.trainable_variables)
+        print(f"Model: {model.name}, {model.count_params():,} parameters, {trained:,} to train")
+        if self.export:
+            from tiffin.export import stage
+
+            stage.dry_run(model, self.formats)
+            print(f"Dry export: {' and '.join(self.formats)} work")
+        return data, model
+
     def _open(self) -> Path:
         """Return the run's folder, made and proven writable; with --resume an existing one."""
         runs = Path("runs") / self.family()
         if self.resume:
             directory = self.output or newest(runs)
-            if directory is None or not (directory / "config.json").exists():
+            if directory is None or not (directory / LAST).exists():
                 raise InputError(
-                    f"There is no run to resume in {directory or runs}: name its folder with "
-                    "--output."
+                    f"There is no run to resume in {directory or runs}, that is, none with a "
+                    "finished epoch: name its folder with --output, or start without --resume."
                 )
         else:
             directory = self.output or runs / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -209,22 +222,22 @@ class Recipe(abc.ABC):
                 )
             make_folder(directory)
         self.output = directory
-        write_json(directory / "config.json", to_json(self))
         print(f"Run: {directory}")
         return directory
 
     def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
         """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
+        if classes := getattr(data, "classes", None):
+            write_text(directory / "labels.txt", "".join(f"{name}\n" for name in classes))
         whole = self.optimizer == "gradient_descent"
         batch = min(self.batch_size, len(data.train))
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
         epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
-        total = epochs * (1 if whole else steps)
-        per_epoch = total / epochs
+        total = epochs * steps
         schedule = WarmupSchedule(
             self.learning_rate,
             total,
-            round(self.warmup_epochs * per_epoch),
+            round(self.warmup_epochs * steps),
             self.schedule,
             [round(share * total) for share in self.milestones],
             self.decay_factor,
@@ -317,7 +330,7 @@ class Recipe(abc.ABC):
                 self._publish(metrics | {"export": manifest}, directory)
             raise
         self._publish(metrics | {"export": manifest}, directory)
-        print(report.export_table(manifest))
+        print(files_table(manifest))
         return manifest
 
     def _resume_command(self, directory: Path) -> str:
@@ -326,9 +339,9 @@ class Recipe(abc.ABC):
 
 
 def newest(runs: Path) -> Path | None:
-    """Return the most recent run in a folder of runs."""
-    configs = sorted(runs.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    return configs[-1].parent if configs else None
+    """Return the run in a folder of runs that last finished an epoch."""
+    states = sorted(runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
+    return states[-1].parent if states else None
 
 
 def command_line() -> str:
