@@ -1,5 +1,7 @@
 """Architectures against published counts, and against keras.applications and torchvision."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -131,12 +133,20 @@ def test_full_size_is_keras_applications(name, class_name):
 
 @pytest.fixture(scope="module")
 def torchvision_models():
-    """Return torchvision.models, whose compiled operators are absent beside some torch builds."""
-    for schema in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
-        name, _, rest = schema.partition("(")
-        if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", f"({rest}")
-    return pytest.importorskip("torchvision.models")
+    """Return torchvision.models; where its operators do not fit torch's build, declare them."""
+    try:
+        import torchvision.models
+    except RuntimeError:
+        for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        torch.library.define(
+            "torchvision::nms", "(Tensor boxes, Tensor scores, float iou) -> Tensor"
+        )
+        torch.library.define(
+            "torchvision::qnms", "(Tensor boxes, Tensor scores, float iou) -> Tensor"
+        )
+        import torchvision.models
+    return torchvision.models
 
 
 def from_torchvision(ours, theirs):
