@@ -44,6 +44,12 @@ def by_keras(model, form: str, path: Path) -> None:
 def by_torch(name: str, path: Path) -> None:
     """Convert torchvision's model of the same name with torch.onnx."""
     import torch
+
+    for operator in ("nms", "qnms"):
+        # Wheels of torchvision for another build of torch lack these; the models use neither.
+        if not hasattr(torch.ops.torchvision, operator):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", schema)
     import torchvision
 
     model = getattr(torchvision.models, name)(weights=None).eval()

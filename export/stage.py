@@ -92,8 +92,8 @@ def export(
 
     Raises:
         InputError: something given is wrong, or the directory cannot be written to.
-        ExportError: some or all files cannot leave; those that can were published. Its `manifest`
-            attribute holds the manifest, None if nothing could be tried.
+        ExportError: some or all files cannot leave; those that can were published. If the stage got
+            as far as trying them, its `manifest` attribute holds the manifest.
     """
     if keras.backend.backend() != "tensorflow":
         from tiffin.export import worker
