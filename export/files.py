@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiffin.export.errors import InputError
 _MENDS = {
     errno.ENOSPC: "the disk is full: free some space, or name a folder on another disk",
     errno.EDQUOT: "the disk quota is used up: free some space, or name a folder on another disk",
+    errno.EFBIG: "a file may not grow so large here: raise the limit of `ulimit -f`",
     errno.EROFS: "the file system is read-only: name a folder that can be written to",
     errno.EACCES: "permission denied: name a folder that can be written to",
     errno.EPERM: "permission denied: name a folder that can be written to",
@@ -48,6 +50,19 @@ def make_folder(path: str | os.PathLike) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     return path
+
+
+def require_space(directory: str | os.PathLike, size: int) -> None:
+    """Refuse before it begins a write of `size` bytes for which the disk has no room.
+
+    HDF5 cannot close a file that outgrew its disk: the process would crash at its end.
+
+    Raises:
+        InputError: less is free.
+    """
+    with writing(directory):
+        if shutil.disk_usage(directory).free < size:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @contextlib.contextmanager

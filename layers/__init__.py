@@ -2,6 +2,7 @@
 
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
 from tiffin.layers.convolution import GroupedConv2D
+from tiffin.layers.heads import classification_head
 from tiffin.layers.normalization import BatchNormalization, ImageNormalization
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
@@ -22,6 +23,7 @@ __all__ = [
     "ZeroPaddedShortcut",
     "basic_block",
     "bottleneck_block",
+    "classification_head",
     "conv_bn",
     "inverted_residual",
     "make_divisible",

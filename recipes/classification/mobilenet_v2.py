@@ -21,7 +21,7 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError
-from tiffin.layers import ImageNormalization, inverted_residual, make_divisible
+from tiffin.layers import ImageNormalization, classification_head, inverted_residual, make_divisible
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 
@@ -84,8 +84,6 @@ def mobilenet_v2(
         raise InputError(f"alpha={alpha} must be positive; the paper uses 0.35 to 1.4.")
     if stem_stride not in (1, 2):
         raise InputError(f"stem_stride={stem_stride} must be 2 (the paper) or 1.")
-    if pooling not in (None, "avg", "max"):
-        raise InputError(f"pooling={pooling!r} must be None, 'avg' or 'max'.")
     bn = {"epsilon": 1e-3, "momentum": bn_momentum}
     conv = {"use_bias": False, "padding": "same"}
     kernel = keras.initializers.TruncatedNormal
@@ -118,14 +116,7 @@ def mobilenet_v2(
     x = layers.BatchNormalization(name="Conv_1_bn", **bn)(x)
     x = layers.ReLU(6, name="out_relu")(x)  # 7 x 7 x 1280
 
-    if include_top or pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
-    if include_top:
-        if dropout:
-            x = layers.Dropout(dropout, name="dropout")(x)
-        x = layers.Dense(classes, dtype="float32", name="logits")(x)
+    x = classification_head(x, classes, dropout=dropout, include_top=include_top, pooling=pooling)
     return keras.Model(image, x, name="mobilenet_v2")
 
 

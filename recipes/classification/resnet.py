@@ -21,7 +21,13 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, nearest
-from tiffin.layers import ImageNormalization, basic_block, bottleneck_block, conv_bn
+from tiffin.layers import (
+    ImageNormalization,
+    basic_block,
+    bottleneck_block,
+    classification_head,
+    conv_bn,
+)
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 
@@ -103,8 +109,6 @@ def resnet(
         raise InputError(f"stride_in={stride_in!r} must be '1x1' (the paper) or '3x3' (torch).")
     if shortcut not in (None, "identity", "projection"):
         raise InputError(f"shortcut={shortcut!r} must be 'identity', 'projection' or None.")
-    if pooling not in (None, "avg", "max"):
-        raise InputError(f"pooling={pooling!r} must be None, 'avg' or 'max'.")
     depth = int(variant.removeprefix("resnet"))
     bn = {"epsilon": 1e-5, "momentum": bn_momentum}
 
@@ -135,14 +139,7 @@ def resnet(
             stride = 2 if repeat == 0 and name != "conv2" else 1
             x = block(x, filters, stride, name=f"{name}_block{repeat + 1}", **options)
 
-    if include_top or pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
-    if include_top:
-        if dropout:
-            x = layers.Dropout(dropout, name="dropout")(x)
-        x = layers.Dense(classes, dtype="float32", name="logits")(x)
+    x = classification_head(x, classes, dropout=dropout, include_top=include_top, pooling=pooling)
     return keras.Model(image, x, name=variant)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 
 from tiffin.export.errors import InputError
-from tiffin.export.files import replacing, write_text
+from tiffin.export.files import replacing, require_space, write_text
 
 LAST, BEST, HISTORY = "last.weights.h5", "model.keras", "history.csv"
 
@@ -112,6 +113,9 @@ class Checkpoint(keras.callbacks.Callback):
     def _save_last(self) -> None:
         import h5py
 
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        size = sum(math.prod(v.shape) * 4 for v in variables)
+        require_space(self.directory, size + size // 10 + 100_000)
         with replacing(self.directory / LAST) as temporary:
             self.model.save_weights(temporary)
             # One file, one rename: weights and their epoch can never disagree after a crash.

@@ -16,6 +16,7 @@ import keras
 from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
+from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.recipes.engine import report, weights
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnNaN
@@ -228,7 +229,7 @@ class Recipe(abc.ABC):
     def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
         """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
         if classes := getattr(data, "classes", None):
-            write_text(directory / "labels.txt", "".join(f"{name}\n" for name in classes))
+            write_text(directory / LABELS_FILE, labels_text(classes))
         whole = self.optimizer == "gradient_descent"
         batch = min(self.batch_size, len(data.train))
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
