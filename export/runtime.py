@@ -30,11 +30,13 @@ class Tensor:
         name: its name in the file.
         shape: one entry an axis; None where any size is taken (the batch, above all).
         dtype: a numpy name, such as `uint8` or `float32`.
+        quantized: whether the file itself holds integers with a scale and a zero point there.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    quantized: bool = False
 
 
 class Runner:
@@ -244,7 +246,8 @@ def _scale(detail: dict) -> float:
 
 
 def _tflite_tensor(name: str, detail: dict, dtype: str) -> Tensor:
-    return Tensor(name, tuple(int(n) if n >= 0 else None for n in detail["shape_signature"]), dtype)
+    shape = tuple(int(n) if n >= 0 else None for n in detail["shape_signature"])
+    return Tensor(name, shape, dtype, bool(_scale(detail)))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,9 @@ from tiffin.export.errors import ExportError, InputError, nearest
 FORMATS = ("onnx", "tflite")
 PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
 # More examples narrow no bound that matters and cost minutes on a large net.
-_CALIBRATION, _EVALUATION, _RANDOM = 100, 500, 8
+_CALIBRATION, _RANDOM = 100, 8
+# Values that the evaluation's inputs may hold: 3,255 pictures of 32x32, and never below 500.
+_EVALUATION = 10_000_000
 _PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", "ai_edge_litert")
 _PACKAGES += ("litert_quantizer",)
 _QUANTIZATION = {
@@ -72,7 +74,8 @@ def export(
         precisions: of `fp32`, `fp16`, `int8` (static, needs `calibration`) and `int8_dynamic`.
         calibration: real training inputs, raw: an array `[examples, ...]`, or one per input name;
             at most 100 are used.
-        evaluation: `(inputs, targets)`, inputs like `calibration`; at most 500 are used.
+        evaluation: `(inputs, targets)`, inputs like `calibration`; of many, evenly spaced ones are
+            used (3,255 of 32x32x3, 500 of 224x224x3).
         metric: `metric(outputs, targets) -> float`, higher is better; outputs by name. With the
             backends jax and torch it must be a function that can be imported.
         labels: names of the classes, in the order of the output.
@@ -217,7 +220,8 @@ class _Judge:
                     f"evaluation has {count} inputs and {sizes or len(targets)} targets; they must "
                     "pair up."
                 )
-            self.inputs, chosen = verify.examples(inputs, _EVALUATION)
+            size = sum(v[:1].size for v in inputs.values())
+            self.inputs, chosen = verify.examples(inputs, max(500, _EVALUATION // size))
             self.targets, self.metric = _take(targets, chosen), metric
             self.verified_on = f"{len(chosen)} evaluation inputs"
         elif calibration is not None:
@@ -245,16 +249,29 @@ class _Judge:
 
     def __call__(self, path: Path, precision: str) -> tuple[dict, str | None]:
         try:
-            outputs = runtime.load(path)(self.inputs)
+            runner = runtime.load(path)
+            outputs = runner(self.inputs)
         except Exception as error:
             # The runtimes raise what they like; whatever it is, this file does not run.
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise ExportError(
                 f"{path.name} does not run: {lines[-1] if lines else type(error).__name__}"
             ) from error
+        self._check_types(path, runner)
         value = self.summary and self.summary["value"]
         limits = self.bounds[precision]
         return verify.verify(self.reference, outputs, limits, self.targets, self.metric, value)
+
+    def _check_types(self, path: Path, runner) -> None:
+        """Refuse a file whose inputs and outputs are not of the types that the manifest names."""
+        promised = {p.name: p.dtype for p in (*self.interface.inputs, *self.interface.outputs)}
+        for tensor in (*runner.inputs, *runner.outputs):
+            if tensor.quantized or tensor.dtype != promised.get(tensor.name):
+                raise ExportError(
+                    f"'{tensor.name}' of {path.name} is {tensor.dtype}"
+                    f"{' stored as scaled integers' if tensor.quantized else ''} instead of "
+                    f"{promised.get(tensor.name, 'no part of the model')}."
+                )
 
 
 def _take(targets, chosen: np.ndarray):

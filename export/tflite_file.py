@@ -51,7 +51,8 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
     Args:
         model: from `to_tflite`.
         precision: `fp32`; `fp16` (16-bit weights, computed with in 32 bits unless the device does
-            better); `int8` (static, weights per channel, a softmax stays float); `int8_dynamic`.
+            better); `int8` (static, weights per channel; a softmax, inputs and outputs stay as they
+            are); `int8_dynamic`.
         interface: what leaves.
         calibration: arrays by input name, for `int8`.
 
@@ -84,6 +85,7 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
             case "int8":
                 _refuse_loops(model)
                 work.load_quantization_recipe(recipe.static_wi8_ai8())
+                # In int8 a probability could move in steps of 1/256 only.
                 work.update_quantization_recipe(
                     ".*", operations.SOFTMAX, algorithm_key=names.NO_QUANTIZE
                 )
@@ -96,11 +98,15 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
             case "int8_dynamic":
                 work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
                 result = work.quantize()
-    return _inlined(bytes(result.quantized_model))
+    return _finished(bytes(result.quantized_model))
 
 
-def _inlined(model: bytes) -> bytes:
-    """Move weights from behind the flatbuffer into it, where older runtimes look for them."""
+def _finished(model: bytes) -> bytes:
+    """Make a quantizer's file one that every client opens.
+
+    Weights move from behind the flatbuffer into it, where older runtimes look for them, and
+    quantised inputs and outputs get their conversion from and to float as the graph's own.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     content = schema.ModelT.InitFromPackedBuf(model)
@@ -109,13 +115,53 @@ def _inlined(model: bytes) -> bytes:
         if buffer.offset > 1:
             buffer.data = weights[buffer.offset : buffer.offset + buffer.size]
             buffer.offset = buffer.size = 0
+    for inputs in (True, False):
+        _convert_ends(content, inputs)
     return _packed(content, len(model))
+
+
+def _convert_ends(content, inputs: bool) -> None:
+    """Let float32 enter or leave where the main graph's first or last tensors are int8."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph, signature = content.subgraphs[0], content.signatureDefs[0]
+    kind = "QUANTIZE" if inputs else "DEQUANTIZE"
+    ends = [*(graph.inputs if inputs else graph.outputs)]
+    entries = {e.tensorIndex: e for e in (signature.inputs if inputs else signature.outputs)}
+    for place, index in enumerate(ends):
+        inner = graph.tensors[index]
+        if inner.type != schema.TensorType.INT8:
+            continue
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, kind)
+        code.version = 2  # int8 beside uint8
+        content.operatorCodes.append(code)
+        outer = schema.TensorT()
+        outer.name, outer.type, outer.buffer = entries[index].name, schema.TensorType.FLOAT32, 0
+        outer.shape, outer.shapeSignature = inner.shape, inner.shapeSignature
+        graph.tensors.append(outer)
+        operator, new = schema.OperatorT(), len(graph.tensors) - 1
+        operator.opcodeIndex = len(content.operatorCodes) - 1
+        operator.inputs = [new if inputs else index]
+        operator.outputs = [index if inputs else new]
+        graph.operators.insert(0 if inputs else len(graph.operators), operator)
+        ends[place] = entries[index].tensorIndex = new
+    if inputs:
+        graph.inputs = ends
+    else:
+        graph.outputs = ends
 
 
 def _packed(content, size: int) -> bytes:
     import flatbuffers
 
-    builder = flatbuffers.Builder(size + 65536)
+    class Builder(flatbuffers.Builder):
+        def CreateNumpyVector(self, x):
+            # The schema's force_align for weights, which Python's generated code leaves out.
+            self.Prep(16, x.nbytes)
+            return super().CreateNumpyVector(x)
+
+    builder = Builder(size + 65536)
     builder.Finish(content.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 

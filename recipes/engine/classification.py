@@ -118,7 +118,7 @@ class Classification(Recipe):
     def export_options(self, data: ImageData) -> dict[str, Any]:
         return {
             "calibration": data.train.arrays(200, self.seed)[0],
-            "evaluation": data.test.arrays(2000, self.seed),
+            "evaluation": data.test.arrays(5000, self.seed),
             "labels": data.classes,
             "description": f"{self.model} trained on {data.kind}",
         }

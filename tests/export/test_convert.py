@@ -285,3 +285,29 @@ def test_interface_refuses_what_cannot_be_exported():
         Interface(image_model(), input_dtype="int4")
     with pytest.raises(InputError, match="above zero"):
         Interface(image_model(), normalization=(0, 0))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8_dynamic"])
+@pytest.mark.parametrize("input_dtype", ["uint8", "float32"])
+def test_tflite_takes_pixels_gives_floats_and_aligns_its_weights(precision, input_dtype):
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter
+
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(12, 3, activation="relu")(layers.Rescaling(1 / 255)(image))
+    x = layers.Dense(5, name="logits")(layers.Flatten()(x))
+    interface = Interface(keras.Model(image, x), input_dtype)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(input_dtype)
+    content = to_tflite(interface, trace(interface, 1))
+    content = reduce_tflite(content, precision, interface, {"image": pixels})
+    interpreter = Interpreter(model_content=content)
+    assert [d["dtype"] for d in interpreter.get_input_details()] == [np.dtype(input_dtype)]
+    assert [d["dtype"] for d in interpreter.get_output_details()] == [np.float32]
+    root = schema.Model.GetRootAs(content)
+    start = np.frombuffer(content, np.uint8).ctypes.data
+    places = [
+        root.Buffers(i).DataAsNumpy().ctypes.data - start
+        for i in range(root.BuffersLength())
+        if root.Buffers(i).DataLength()
+    ]
+    assert len(places) >= 3 and all(place % 16 == 0 for place in places)
