@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet50", "mobilenet_v2"])
     parser.add_argument("--repeat", type=int, default=1, help="the fastest of so many is shown")
     options = parser.parse_args()
+    from tiffin.export.documents import table
     from tiffin.recipes import build
 
     # Loading the libraries is nobody's conversion.
@@ -86,7 +87,7 @@ def main() -> None:
         for form in ("onnx", "tflite"):
             ours(warm, form, folder / f"warm.{form}")
             by_keras(warm, form, folder / f"warm_keras.{form}")
-        print(f"{'model':14}{'format':8}{'tiffin':>9}{'Keras':>9}{'ratio':>8}{'torch.onnx':>12}")
+        rows = []
         for name in options.models:
             torch_seconds = min(
                 timed(by_torch, name, folder / "torch.onnx") for _ in range(options.repeat)
@@ -99,12 +100,12 @@ def main() -> None:
                     theirs.append(
                         timed(by_keras, called(build(name)), form, folder / f"keras.{form}")
                     )
-                beside = f"{torch_seconds:12.1f}" if form == "onnx" else ""
-                print(
-                    f"{name:14}{form:8}{min(mine):8.1f}s{min(theirs):8.1f}s"
-                    f"{min(mine) / min(theirs):8.2f}{beside}",
-                    flush=True,
-                )
+                ratio = f"{min(mine) / min(theirs):.2f}"
+                beside = f"{torch_seconds:.1f}" if form == "onnx" else "-"
+                rows.append([name, form, f"{min(mine):.1f}", f"{min(theirs):.1f}", ratio, beside])
+        print("## Seconds to export beside Keras' own export and torch.onnx\n")
+        print("```bash\npython benchmarks/export_time.py\n```\n")
+        print(table(["model", "format", "tiffin", "Keras", "ratio", "torch.onnx"], rows))
         from tiffin.export import export
 
         images = np.random.default_rng(0).integers(0, 256, (100, 7, 7, 3), dtype=np.uint8)
@@ -115,10 +116,10 @@ def main() -> None:
                 folder / "six",
                 calibration=images,
                 normalization=(127.5, 127.5),
-                say=lambda line: print("  " + line),
+                say=lambda line: None,
             )
         )
-        print(f"mobilenet_v2: six verified files in {seconds:.1f} s")
+        print(f"\nSix verified files of mobilenet_v2, 100 calibration images: {seconds:.1f} s.")
 
 
 if __name__ == "__main__":

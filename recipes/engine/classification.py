@@ -10,6 +10,8 @@ import numpy as np
 from keras import ops
 
 from tiffin.export.errors import InputError
+from tiffin.export.files import write_text
+from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.recipes.engine import report
 from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.training import Recipe
@@ -73,6 +75,10 @@ class Classification(Recipe):
     def objective(self) -> dict[str, Any]:
         return {"loss": SmoothedCrossentropy(self.label_smoothing), "metrics": ["accuracy"]}
 
+    def introduce(self, batches, data: ImageData, directory: Path) -> None:
+        write_text(directory / LABELS_FILE, labels_text(data.classes))
+        report.sheet(batches, data.classes, directory / "augmented.png")
+
     def evaluate(self, model: keras.Model, data: ImageData, directory: Path) -> dict[str, Any]:
         """Return top-1, top-5, cross-entropy and a per-class table of the test split."""
         from sklearn.metrics import classification_report, confusion_matrix
@@ -109,11 +115,12 @@ class Classification(Recipe):
         wrong = np.flatnonzero(top != labels)
         surest = wrong[np.argsort(-log_p[wrong, top[wrong]])][:25]
         titles = [
-            f"{data.classes[top[i]]} {np.exp(log_p[i, top[i]]):.0%}, is {data.classes[labels[i]]}"
+            f"{data.classes[top[i]]}, {np.exp(log_p[i, top[i]]):.0%}, is {data.classes[labels[i]]}"
             for i in surest
         ]
         images = data.test.take(surest).arrays()[0] if len(surest) else []
-        report.pictures(images, titles, "The surest mistakes on the test split", path)
+        heading = "The surest mistakes on the test split: prediction, its probability, the truth"
+        report.pictures(images, titles, heading, path)
 
     def export_options(self, data: ImageData) -> dict[str, Any]:
         return {

@@ -41,6 +41,7 @@ def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
             axes.plot(epochs, values, single or "--", color="tab:orange", label="validation")
             axes.legend()
         axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     _save(figure, path)
 
@@ -80,10 +81,10 @@ def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     _save(figure, path)
 
 
-def sheet(batches: "tf.data.Dataset", path: Path) -> None:
+def sheet(batches: "tf.data.Dataset", classes: Sequence[str], path: Path) -> None:
     """Draw the first training batch as the network will see it."""
     images, labels = next(iter(batches.take(1).as_numpy_iterator()))[:2]
-    titles = [f"class {label}" for label in labels[:25]]
+    titles = [classes[label] for label in labels[:25]]
     pictures(images[:25], titles, "A training batch, augmented", path)
 
 

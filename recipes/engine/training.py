@@ -16,7 +16,6 @@ import keras
 from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
-from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.recipes.engine import report, weights
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnNaN
@@ -106,6 +105,10 @@ class Recipe(abc.ABC):
     @abc.abstractmethod
     def objective(self) -> dict[str, Any]:
         """Return `loss` and `metrics` for `compile`."""
+
+    @abc.abstractmethod
+    def introduce(self, batches: Any, data: Any, directory: Path) -> None:
+        """Leave what belongs beside the model from the start: labels, a picture of a batch."""
 
     @abc.abstractmethod
     def evaluate(self, model: keras.Model, data: Any, directory: Path) -> dict[str, Any]:
@@ -228,8 +231,6 @@ class Recipe(abc.ABC):
 
     def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
         """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
-        if classes := getattr(data, "classes", None):
-            write_text(directory / LABELS_FILE, labels_text(classes))
         whole = self.optimizer == "gradient_descent"
         batch = min(self.batch_size, len(data.train))
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
@@ -268,7 +269,7 @@ class Recipe(abc.ABC):
         batches = data.train.training_batches(
             batch, self.seed, first, augmenter(self.augment), drop_remainder=not whole
         )
-        report.sheet(batches, directory / "augmented.png")
+        self.introduce(batches, data, directory)
         interrupted = False
         if first < epochs:
             try:
