@@ -1,29 +1,26 @@
 """Latency of the exported files, side by side in one run: ours, Keras' own export, torch.onnx.
 
-    python benchmarks/latency.py [--models resnet50 mobilenet_v2] [--threads 1 2] [--rounds 30]
+    python benchmarks/latency.py [--models resnet50 mobilenet_v2] [--threads 1 2] [--rounds 5]
 
-Input 224x224, batch 1. All files of a model are loaded in one process and take turns, a few calls
-each, round after round, so that whatever else the machine does meets them all alike. A ratio is the
-median over the rounds of one file's time by another's in the same round. Needs torch, torchvision
-and onnxscript.
+Input 224x224, batch 1, each measurement in a fresh process, as files of two runtimes in one process
+hinder each other by their threads. The files of a model take turns in a new order each round, so
+that whatever else the machine does meets them alike; a ratio is the median over the rounds of one
+file's time by another's in the same round. Needs torch, torchvision and onnxscript.
 """
 
 import argparse
 import random
 import tempfile
-import time
 from pathlib import Path
 
 # Above the next import: it sets the backend.
 import numpy as np
 from export_time import by_keras, by_torch, called
 
-from tiffin.export import convert, onnx_file, runtime, tflite_file
-from tiffin.export.benchmark import random_batch, time_calls
+from tiffin.export import convert, onnx_file, tflite_file
+from tiffin.export.benchmark import measure
 from tiffin.export.documents import table
 from tiffin.recipes import build
-
-CALLS, PAUSE = 3, 0.05
 
 
 def files(name: str, folder: Path) -> dict[str, Path]:
@@ -56,20 +53,14 @@ def files(name: str, folder: Path) -> dict[str, Path]:
 
 
 def race(paths: dict[str, Path], threads: int, rounds: int) -> dict[str, np.ndarray]:
-    """Return the best milliseconds of a few calls in each round, by file."""
-    runners = {what: runtime.load(path, threads) for what, path in paths.items()}
-    inputs = {what: random_batch(runner) for what, runner in runners.items()}
-    times = {what: [] for what in runners}
-    order = [*runners]
+    """Return the median milliseconds of a call in each round, by file."""
+    times = {what: [] for what in paths}
+    order = [*paths]
     shuffle = random.Random(0).shuffle
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         shuffle(order)
         for what in order:
-            # onnxruntime's threads spin on for a while after a call, and would slow the next file.
-            time.sleep(PAUSE)
-            best = min(time_calls(runners[what], inputs[what], 0, CALLS))
-            if turn:  # the first round warms up
-                times[what].append(best * 1e3)
+            times[what].append(measure(paths[what], threads, seconds=0.7)["median_ms"])
     return {what: np.array(values) for what, values in times.items()}
 
 
@@ -78,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=["resnet50", "mobilenet_v2"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     print("## Latency beside Keras' own export and torch.onnx\n")
     print("```bash\npython benchmarks/latency.py\n```\n")

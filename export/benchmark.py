@@ -75,10 +75,10 @@ def _measure_here(
         importlib.import_module(module)
     before = _peak_bytes()
     runner = load(path, threads)
-    arrays = random_batch(runner)
+    arrays = _random_batch(runner)
     runner.step(arrays)
-    time_calls(runner, arrays, warmup, 1)
-    times = time_calls(runner, arrays, seconds, _LEAST_RUNS)
+    _time_calls(runner, arrays, warmup, 1)
+    times = _time_calls(runner, arrays, seconds, _LEAST_RUNS)
     return {
         "median_ms": round(float(np.median(times)) * 1e3, 4),
         "p95_ms": round(float(np.percentile(times, 95)) * 1e3, 4),
@@ -89,7 +89,7 @@ def _measure_here(
     }
 
 
-def time_calls(runner: Runner, arrays: list, seconds: float, least: int) -> list[float]:
+def _time_calls(runner: Runner, arrays: list, seconds: float, least: int) -> list[float]:
     """Return the seconds of single calls: for so many seconds, and at least so many calls."""
     times, end = [], time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
@@ -99,7 +99,7 @@ def time_calls(runner: Runner, arrays: list, seconds: float, least: int) -> list
     return times
 
 
-def random_batch(runner: Runner) -> list[np.ndarray]:
+def _random_batch(runner: Runner) -> list[np.ndarray]:
     """Return the smallest batch: pixels or small numbers, any other free axis of length 1."""
     random = np.random.default_rng(0)
     arrays = []

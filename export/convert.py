@@ -332,7 +332,11 @@ def fold_scales(traced: Traced) -> None:
             kernel = traced.weights.get(product.input[1])
             if kernel is None or not only(product.input[1]):
                 continue
-            if product.attr["transpose_b"].b or product.attr["data_format"].s == b"NCHW":
+            # Reading an attribute that a node lacks would add it.
+            flags = {key: product.attr[key] for key in product.attr}
+            if "transpose_b" in flags and flags["transpose_b"].b:
+                continue
+            if "data_format" in flags and flags["data_format"].s == b"NCHW":
                 continue
             depthwise = product.op == "DepthwiseConv2dNative"
             channels = math.prod(kernel.shape[-2:]) if depthwise else kernel.shape[-1]

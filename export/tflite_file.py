@@ -89,16 +89,29 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
                 work.update_quantization_recipe(
                     ".*", operations.SOFTMAX, algorithm_key=names.NO_QUANTIZE
                 )
-                count = len(next(iter(calibration.values())))
-                feeds = [
-                    {name: array[i : i + 1] for name, array in calibration.items()}
-                    for i in range(count)
-                ]
-                result = work.quantize(work.calibrate({SIGNATURE: feeds}, num_threads=2))
+                result = work.quantize(_ranges(model, calibration))
             case "int8_dynamic":
                 work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
                 result = work.quantize()
     return _finished(bytes(result.quantized_model))
+
+
+def _ranges(model: bytes, calibration) -> dict:
+    """Return the range of each tensor over the calibration data.
+
+    The quantizer's own way, a moving average of each example's range, cuts off what exceeds the
+    average: ten times the error on a trained MobileNetV2, and a point of its accuracy.
+    """
+    from litert_quantizer import calibrator, recipe, recipe_manager
+    from litert_quantizer.utils import qsv_utils
+
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(recipe.static_wi8_ai8())
+    observer = calibrator.Calibrator(model, num_threads=2, qsv_update_func=qsv_utils.min_max_update)
+    count = len(next(iter(calibration.values())))
+    feeds = [{name: array[i : i + 1] for name, array in calibration.items()} for i in range(count)]
+    observer.calibrate({SIGNATURE: feeds}, manager)
+    return observer.get_model_qsvs()
 
 
 def _finished(model: bytes) -> bytes:

@@ -311,3 +311,26 @@ def test_tflite_takes_pixels_gives_floats_and_aligns_its_weights(precision, inpu
         if root.Buffers(i).DataLength()
     ]
     assert len(places) >= 3 and all(place % 16 == 0 for place in places)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_int8_keeps_the_range_of_the_brightest_calibration_picture(kind, tmp_path):
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(16, 3, activation="relu")(layers.Rescaling(1 / 255)(image))
+    interface = Interface(keras.Model(image, layers.Dense(5)(layers.Flatten()(x))))
+    random = np.random.default_rng(0)
+    dim = random.integers(0, 20, (24, 8, 8, 3)).astype(np.uint8)
+    bright = random.integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
+    calibration = {"image": np.concatenate([dim[:12], bright, dim[12:]])}
+    if kind == "onnx":
+        content = to_onnx(interface, trace(interface, None))
+        content = reduce_onnx(content, "int8", interface, calibration).SerializeToString()
+    else:
+        content = to_tflite(interface, trace(interface, 1))
+        content = reduce_tflite(content, "int8", interface, calibration)
+    path = tmp_path / f"model.{kind}"
+    path.write_bytes(content)
+    (output,) = runtime.load(path)(bright).values()
+    (expected,) = interface.keras()({"image": bright}).values()
+    error = np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2))
+    assert error < 0.05
