@@ -57,7 +57,7 @@ def results() -> str:
         sections.append(
             f"Test split: top-1 {run['test']['accuracy']:.2%}, top-5 {run['test']['top5']:.2%} of "
             f"{run['test']['examples']:,} images; {run['parameters']:,} parameters at "
-            f"{'x'.join(map(str, run['image_size']))}; {run['epochs']} epochs in "
+            f"{'x'.join(map(str, run['input_shape']))}; {run['epochs']} epochs in "
             f"{run['minutes']:.1f} minutes on {run['backend']}."
         )
         if files:

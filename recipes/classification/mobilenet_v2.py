@@ -124,7 +124,7 @@ def mobilenet_v2(
 class Config(Classification):
     """Train MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381).
 
-    Examples:
+    examples:
       tiffin train mobilenet_v2 --export
       tiffin train mobilenet_v2 --data photos/ --alpha 0.5 --augment horizontal_flip color_jitter
     """

@@ -150,7 +150,7 @@ class Config(Classification):
     The paper's CIFAR-10 training is --epochs 164 --schedule step --milestones 0.5 0.75
     --augment random_crop horizontal_flip; the default is a short one along a cosine.
 
-    Examples:
+    examples:
       python recipes/classification/resnet.py --model resnet20 --data cifar10
       python recipes/classification/resnet.py --model resnet50 --data photos/ --export
     """

@@ -13,6 +13,7 @@ from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.recipes.engine import report
+from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.training import Recipe
 
@@ -41,6 +42,11 @@ class SmoothedCrossentropy(keras.losses.Loss):
 class Classification(Recipe):
     """A network from images to one label each."""
 
+    augment: tuple[str, ...] = ()
+    """In order, each with an optional strength, such as rotation:10 noise: rotation,
+    horizontal_flip, vertical_flip, color_jitter, random_crop, center_crop, scale, noise."""
+    image_size: int | None = None
+    """Height and width in pixels; default: the data's own, or 224 for folders."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
 
@@ -56,6 +62,9 @@ class Classification(Recipe):
 
     def check(self) -> None:
         super().check()
+        augmenter(self.augment)
+        if self.image_size is not None and self.image_size < 8:
+            raise InputError(f"--image-size {self.image_size}: it must be at least 8.")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
                 f"--label-smoothing {self.label_smoothing} must lie in [0, 1); 0.1 is usual."
@@ -63,6 +72,12 @@ class Classification(Recipe):
 
     def load_data(self) -> ImageData:
         return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
+
+    def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
+        augment = augmenter(self.augment)
+        return data.train.training_batches(
+            batch_size, self.seed, first_epoch, augment, drop_remainder
+        )
 
     def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:
         if normalization is None:

@@ -19,7 +19,6 @@ classic deep learning in Keras 3: recipes to train, layers to reuse, checked fil
 
 `tiffin COMMAND --help` explains a command; `tiffin train NAME --help` a recipe's options.
 """
-_EXPORT = {"export": "Export", "predict": "Predict", "benchmark": "Benchmark"}
 _EXAMPLES = """\
 examples:
   tiffin train mobilenet_v2 --export
@@ -85,10 +84,10 @@ def command(arguments: list[str]) -> None:
         show_list()
     elif given.command == "train":
         train(arguments[1:])
-    elif given.command in _EXPORT:
-        cli.parse(getattr(cli, _EXPORT[given.command]), arguments[1:], f"tiffin {given.command}")
+    elif given.command in cli.COMMANDS:
+        cli.parse(cli.COMMANDS[given.command], arguments[1:], f"tiffin {given.command}")
     else:
-        known = ["list", "train", *_EXPORT]
+        known = ["list", "train", *cli.COMMANDS]
         raise InputError(f"There is no command '{given.command}'{nearest(given.command, known)}")
 
 

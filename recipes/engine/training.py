@@ -17,7 +17,6 @@ from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
 from tiffin.recipes.engine import report, weights
-from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnNaN
 from tiffin.recipes.engine.optimizers import (
     OptimizerName,
@@ -31,7 +30,10 @@ STEPS = 2000  # a default training: enough for a small network on a small data s
 
 @dataclasses.dataclass
 class Recipe(abc.ABC):
-    """What every training can be told. A task adds its data, loss, metrics and pictures."""
+    """What every training can be told.
+
+    A task derives from it and gives the abstract methods: its data, loss, metrics and pictures.
+    """
 
     model: str = ""
     """Variant to train, by name: `tiffin list` shows all."""
@@ -58,16 +60,11 @@ class Recipe(abc.ABC):
     weight_decay: float = 1e-4
     """Decoupled weight decay of kernels; biases and batch norm are left alone."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is validated and kept; it
-    needs a training of many times 1 / (1 - decay) steps. 0: off."""
+    """Decay of a moving average of the weights, the kept ones then; for long trainings. 0: off."""
     early_stopping: int = 0
     """Epochs without improvement after which training ends; 0: never."""
     mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
     """Compute in 16 bits where it is safe; for GPUs."""
-    augment: tuple[str, ...] = ()
-    """Augmentations in order, each with an optional strength, such as rotation:10 noise."""
-    image_size: int | None = None
-    """Height and width in pixels; default: the data's own, or 224 for folders."""
     weights: Path | None = None
     """Start from a .keras or .weights.h5 file; a head of another size is replaced."""
     freeze: str | None = None
@@ -92,11 +89,15 @@ class Recipe(abc.ABC):
     task: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
 
-    # What a task provides -------------------------------------------------------------------
-
     @abc.abstractmethod
     def load_data(self) -> Any:
         """Return the data: an object with `train`, `validation`, `summary()`."""
+
+    @abc.abstractmethod
+    def training_batches(
+        self, data: Any, batch_size: int, first_epoch: int, drop_remainder: bool
+    ) -> Any:
+        """Return endless batches for `fit`, whose order depends on the seed and the epoch alone."""
 
     @abc.abstractmethod
     def make_model(self, data: Any, normalization: tuple | None) -> keras.Model:
@@ -118,8 +119,6 @@ class Recipe(abc.ABC):
     def export_options(self, data: Any) -> dict[str, Any]:
         """Return the task's arguments for `tiffin.export.export`."""
 
-    # What every task shares -----------------------------------------------------------------
-
     @classmethod
     def family(cls) -> str:
         """Return the name of the recipe: that of its file, also of a copy that a user owns."""
@@ -139,14 +138,11 @@ class Recipe(abc.ABC):
         if self.model not in self.variants():
             near = nearest(self.model, self.variants())
             raise InputError(f"{self.family()} has no model '{self.model}'{near}")
-        for field, least in (("batch_size", 1), ("epochs", 1), ("image_size", 8)):
-            value = getattr(self, field)
-            if value is not None and value < least:
-                option = "--" + field.replace("_", "-")
-                raise InputError(f"{option} {value}: it must be at least {least}.")
+        for option, value in (("--batch-size", self.batch_size), ("--epochs", self.epochs)):
+            if value is not None and value < 1:
+                raise InputError(f"{option} {value}: it must be at least 1.")
         if not self.learning_rate > 0:
             raise InputError(f"--learning-rate {self.learning_rate}: it must be positive.")
-        augmenter(self.augment)
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate, report and, with `export`, hand out checked files.
@@ -167,14 +163,14 @@ class Recipe(abc.ABC):
             with contextlib.suppress(OSError):
                 directory.rmdir()
             raise
-        write_json(directory / "config.json", to_json(self))
+        command = self._remember(directory)
         interrupted, minutes = self._fit(model, data, directory)
         if not (directory / BEST).exists():
             print("Stopped by Ctrl-C before the first epoch ended: there is nothing to keep yet.")
             raise KeyboardInterrupt
         print("Evaluating ...")
         best = keras.saving.load_model(directory / BEST, compile=False)
-        metrics = self._summarise(best, data, directory, minutes)
+        metrics = self._summarise(best, data, directory, minutes, command)
         if interrupted:
             print(f"Stopped by Ctrl-C. {directory / BEST} is the best model so far; go on with:")
             print(f"  {self._resume_command(directory)}")
@@ -266,9 +262,7 @@ class Recipe(abc.ABC):
             checkpoint,
             keras.callbacks.TensorBoard(directory / "logs", write_graph=False),
         ]
-        batches = data.train.training_batches(
-            batch, self.seed, first, augmenter(self.augment), drop_remainder=not whole
-        )
+        batches = self.training_batches(data, batch, first, drop_remainder=not whole)
         self.introduce(batches, data, directory)
         interrupted = False
         if first < epochs:
@@ -290,16 +284,26 @@ class Recipe(abc.ABC):
             report.curves(checkpoint.rows, directory / "curves.png")
         return interrupted, sum(row["seconds"] for row in checkpoint.rows) / 60
 
-    def _summarise(self, model, data, directory: Path, minutes: float) -> dict[str, Any]:
+    def _remember(self, directory: Path) -> str:
+        """Write the configuration; return the command that the run was started with."""
+        path, command = directory / "config.json", command_line()
+        if self.resume:
+            command = json.loads(path.read_text()).get("command", command)
+        write_json(path, to_json(self) | {"command": command})
+        return command
+
+    def _summarise(
+        self, model, data, directory: Path, minutes: float, command: str
+    ) -> dict[str, Any]:
         history = report.read_history(directory)
         metrics = {
             "recipe": self.family(),
             "model": self.model,
             "task": self.task,
             "data": self.data,
-            "command": command_line(),
+            "command": command,
             "parameters": model.count_params(),
-            "image_size": list(model.input_shape[1:3]),
+            "input_shape": list(model.input_shape[1:]),
             "epochs": len(history),
             "minutes": round(minutes, 2),
             "backend": keras.backend.backend(),
@@ -367,6 +371,7 @@ def from_json(kind: type[Recipe], path: Path) -> Recipe:
     """
     try:
         stored = json.loads(path.read_text())
+        stored.pop("command", None)
         known = {field.name: field for field in dataclasses.fields(kind)}
         values = {}
         for name, value in stored.items():
