@@ -61,11 +61,11 @@ class Checkpoint(keras.callbacks.Callback):
         self.patience = patience
         self.rows: list[dict[str, float]] = []
 
-    @property
-    def best(self) -> int | None:
-        """Place in `rows` of the best epoch, the first of equals; None before the first."""
-        scores = [self.sign * row[self.monitor] for row in self.rows]
-        return int(np.argmax(scores)) if scores else None
+    def best(self) -> tuple[int, int]:
+        """Return the places in `rows` of the first and the last of the equally best epochs."""
+        scores = np.array([self.sign * row[self.monitor] for row in self.rows])
+        places = np.flatnonzero(scores == scores.max())
+        return int(places[0]), int(places[-1])
 
     def restore(self) -> int:
         """Load the last state into the compiled model and return the epoch to go on with.
@@ -97,16 +97,18 @@ class Checkpoint(keras.callbacks.Callback):
         rate = self.model.optimizer.learning_rate
         row = {"epoch": epoch + 1, **row, "learning_rate": float(rate)}
         self.rows.append(row | {"seconds": time.perf_counter() - self.started})
-        if self.best == len(self.rows) - 1:
+        first, last = self.best()
+        # Of equals the last is kept: a small validation split cannot tell them apart, and it has
+        # learned for longer. Waiting counts from the first.
+        if last == len(self.rows) - 1:
             with averaged(self.model):
                 save_model(self.model, self.directory / BEST)
         self._save_last()
         self._save_history()
-        if self.patience and len(self.rows) - 1 - self.best >= self.patience:
-            best = self.rows[self.best]
+        if self.patience and len(self.rows) - 1 - first >= self.patience:
             print(
-                f"\nNo better {self.monitor} than {best[self.monitor]:.4f} of epoch "
-                f"{self.best + 1} in {self.patience} epochs: stopping early."
+                f"\nNo better {self.monitor} than {self.rows[first][self.monitor]:.4f} of epoch "
+                f"{first + 1} in {self.patience} epochs: stopping early."
             )
             self.model.stop_training = True
 
