@@ -85,7 +85,12 @@ class Classification(Recipe):
             # Below one grey level a channel is constant, and dividing by its spread is noise.
             mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2)).clip(1.0)
             normalization = [round(float(m), 3) for m in mean], [round(float(s), 3) for s in std]
-        return self.build((*data.train.size, 3), len(data.classes), normalization)
+        shape = (*data.train.size, 3)
+        try:
+            return self.build(shape, len(data.classes), normalization)
+        except ValueError as error:
+            # Layers say what they cannot do, an option out of range or a picture too small.
+            raise InputError(f"{self.model} cannot be built for {shape}: {error}") from error
 
     def objective(self) -> dict[str, Any]:
         return {"loss": SmoothedCrossentropy(self.label_smoothing), "metrics": ["accuracy"]}

@@ -1,6 +1,7 @@
 """Starting from weights that exist: matched by layer, a head of another size replaced and said."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import keras
@@ -103,7 +104,9 @@ def _from_h5(model: keras.Model, path: Path) -> dict[str, list[np.ndarray]]:
     try:
         for layer in model.layers:
             layer.set_weights([_blank(value) for value in layer.get_weights()])
-        model.load_weights(path, skip_mismatch=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would print every blank weight; we say which
+            model.load_weights(path, skip_mismatch=True)
         after = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read as weights ({error}).") from error

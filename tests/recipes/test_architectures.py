@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tiffin import recipes
-from tiffin.export import InputError
 from tiffin.recipes.engine import registry
 
 # Trainable parameters at 1000 classes (10 for the CIFAR form), and where the number is published.
@@ -261,5 +260,5 @@ def test_headless_forms_and_small_pictures():
     ],
 )
 def test_wrong_options_are_named(name, options, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(ValueError, match=said):
         recipes.build(name, (32, 32, 3), **options)

@@ -187,6 +187,13 @@ def test_weights_files_of_both_kinds_fit_or_say_why(tmp_path):
         weights.freeze(tiny_model(), "conv2")
 
 
+def test_what_a_layer_refuses_is_told_in_a_paragraph(tmp_path):
+    config = tiny_recipe.Config(output=tmp_path / "run", image_size=8, width=-1)
+    with pytest.raises(InputError, match=r"tiny cannot be built for \(8, 8, 3\): .*filters"):
+        config.run()
+    assert not (tmp_path / "run").exists()
+
+
 def test_smoothed_crossentropy_equals_torch():
     random = np.random.default_rng(0)
     logits, labels = random.normal(0, 3, (40, 7)), random.integers(0, 7, 40)
