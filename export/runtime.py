@@ -251,11 +251,14 @@ def _tflite_tensor(name: str, detail: dict, dtype: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(everything: bool = False) -> Iterator[None]:
     """Drop the lines of mere information that TensorFlow and LiteRT write while they load.
 
     They write to the process' standard error itself, past `sys.stderr` and every setting. All other
     lines pass when the block ends.
+
+    Args:
+        everything: drop them, too.
     """
     sys.stderr.flush()
     saved = os.dup(2)
@@ -268,7 +271,7 @@ def quiet() -> Iterator[None]:
             os.close(saved)
             caught.seek(0)
             for line in caught:
-                if line.strip() and not _NOISE.match(line):
+                if line.strip() and not everything and not _NOISE.match(line):
                     os.write(2, line)
 
 

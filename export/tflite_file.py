@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import re
-import sys
 import warnings
 
 import numpy as np
@@ -36,7 +34,8 @@ def to_tflite(interface: Interface, traced: Traced) -> bytes:
         inputs = [graph.get_tensor_by_name(f"{name}:0") for name in traced.inputs]
         outputs = [graph.get_tensor_by_name(name) for name in traced.outputs]
     try:
-        with _muted():
+        # What it writes, its exception says as well.
+        with runtime.quiet(everything=True):
             model = convert_graphdef(
                 frozen, inputs, outputs, target_ops=[tf.lite.OpsSet.TFLITE_BUILTINS]
             )
@@ -187,20 +186,6 @@ def _refuse_loops(model: bytes) -> None:
             "TFLite in int8 cannot calibrate a loop (a recurrent layer): build that layer with "
             "unroll=True, or ask for int8_dynamic instead of int8."
         )
-
-
-@contextlib.contextmanager
-def _muted():
-    """Drop what the converter writes to the process' standard error: its exception has it, too."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 @contextlib.contextmanager
