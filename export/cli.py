@@ -5,6 +5,7 @@ This module is loaded before the command is known: numpy and the runtimes are im
 
 import dataclasses
 import importlib
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -274,7 +275,8 @@ def parse_normalization(words: Sequence[str]) -> tuple[tuple[float, ...], ...] |
             f"--normalization {' '.join(words)} is unknown{nearest(words[0], NORMALIZATIONS)}"
         ) from error
     half = len(numbers) // 2
-    if len(numbers) not in (2, 6) or min(numbers[half:]) <= 0:
+    finite = all(map(math.isfinite, numbers))
+    if len(numbers) not in (2, 6) or not finite or min(numbers[half:]) <= 0:
         raise InputError(
             f"--normalization takes a mean and a positive standard deviation in pixels, one number "
             f"each or one a channel (2 or 6 numbers), not {' '.join(words)}."
@@ -289,7 +291,7 @@ def read_label_file(path: Path) -> list[str]:
         InputError: it is missing, empty or no UTF-8 text.
     """
     try:
-        labels = path.read_text(encoding="utf-8").splitlines()
+        labels = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read as a list of labels, one a line ({error})."

@@ -22,7 +22,7 @@ LAST, BEST, HISTORY = "last.weights.h5", "model.keras", "history.csv"
 def save_model(model: keras.Model, path: Path) -> None:
     """Write a `.keras` file for inference: without optimizer, loss and metrics, atomically."""
     with replacing(path) as temporary:
-        keras.Model(model.inputs, model.outputs, name=model.name).save(temporary)
+        keras.Model(model.input, model.output, name=model.name).save(temporary)
 
 
 @contextlib.contextmanager
@@ -67,6 +67,12 @@ class Checkpoint(keras.callbacks.Callback):
         places = np.flatnonzero(scores == scores.max())
         return int(places[0]), int(places[-1])
 
+    def exhausted(self) -> bool:
+        """Whether so many epochs brought nothing better that training should end."""
+        return bool(self.patience and self.rows) and (
+            len(self.rows) - 1 - self.best()[0] >= self.patience
+        )
+
     def restore(self) -> int:
         """Load the last state into the compiled model and return the epoch to go on with.
 
@@ -105,7 +111,7 @@ class Checkpoint(keras.callbacks.Callback):
                 save_model(self.model, self.directory / BEST)
         self._save_last()
         self._save_history()
-        if self.patience and len(self.rows) - 1 - first >= self.patience:
+        if self.exhausted():
             print(
                 f"\nNo better {self.monitor} than {self.rows[first][self.monitor]:.4f} of epoch "
                 f"{first + 1} in {self.patience} epochs: stopping early."

@@ -101,7 +101,7 @@ class Classification(Recipe):
 
     def evaluate(self, model: keras.Model, data: ImageData, directory: Path) -> dict[str, Any]:
         """Return top-1, top-5, cross-entropy and a per-class table of the test split."""
-        from sklearn.metrics import classification_report, confusion_matrix
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
         logits, labels = predictions(model, data.test)
         order = np.argsort(-logits, axis=1)
@@ -111,17 +111,18 @@ class Classification(Recipe):
         report.confusion(matrix, data.classes, directory / "confusion.png")
         log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
         self._draw_mistakes(data, labels, top, log_p, directory / "mistakes.png")
-        table = classification_report(
-            labels, top, labels=known, target_names=data.classes, output_dict=True, zero_division=0
-        )
+        table = np.transpose(
+            precision_recall_fscore_support(labels, top, labels=known, zero_division=0)
+        ).round(4)
+        columns = ("precision", "recall", "f1", "support")
         result = {
             "accuracy": float((top == labels).mean()),
             "top5": float((order[:, :5] == labels[:, None]).any(1).mean()),
             "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
             "examples": len(labels),
             "classes": {
-                name: {k.replace("-score", ""): round(float(v), 4) for k, v in table[name].items()}
-                for name in data.classes
+                name: dict(zip(columns, map(float, row), strict=True))
+                for name, row in zip(data.classes, table, strict=True)
             },
         }
         print(

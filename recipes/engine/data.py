@@ -120,8 +120,9 @@ class Split:
         """
         import tensorflow as tf
 
+        steps = len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
         # Scaled so that the mean over an epoch's batches is the mean over its examples.
-        share = -(-len(self) // batch_size) / len(self)
+        share = steps / len(self)
 
         def prepare(key):
             def example(step, batch):
@@ -138,7 +139,9 @@ class Split:
         def epoch(number):
             key = tf.stack([tf.cast(seed, tf.int64), number])
             order = tf.argsort(tf.random.stateless_uniform([len(self)], key))
-            batches = self._batch(tf.cast(order, tf.int64), batch_size, drop_remainder).enumerate()
+            batches = self._batch(tf.cast(order, tf.int64), batch_size, drop_remainder)
+            # Where unreadable files leave an epoch short, its first batches fill it up.
+            batches = batches.repeat().take(steps).enumerate()
             return batches.map(prepare(key), tf.data.AUTOTUNE)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -359,8 +362,15 @@ def _subfolders(folder: Path) -> list[Path]:
 def _folder(root: Path, size: int, seed: int) -> ImageData:
     folders = _subfolders(root)
     tops = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS}
+    if tops and "train" not in tops and any(_subfolders(top) for top in tops.values()):
+        raise InputError(
+            f"{root} has {' and '.join(sorted(f.name for f in tops.values()))} but no train "
+            "folder: add one, or put the class folders directly into it to have them split."
+        )
     if "train" not in tops:
         tops = {"train": root}
+    elif beside := [f.name for f in folders if f not in tops.values()]:
+        print(f"Ignored beside {tops['train'].name}/: {', '.join(beside)}")
     classes = [f.name for f in _subfolders(tops["train"])]
     if not classes:
         loose = len(_image_files(tops["train"]))

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import shlex
@@ -138,11 +139,26 @@ class Recipe(abc.ABC):
         if self.model not in self.variants():
             near = nearest(self.model, self.variants())
             raise InputError(f"{self.family()} has no model '{self.model}'{near}")
-        for option, value in (("--batch-size", self.batch_size), ("--epochs", self.epochs)):
-            if value is not None and value < 1:
-                raise InputError(f"{option} {value}: it must be at least 1.")
-        if not self.learning_rate > 0:
-            raise InputError(f"--learning-rate {self.learning_rate}: it must be positive.")
+        limits = {
+            "batch_size": (1, math.inf),
+            "epochs": (1, math.inf),
+            "warmup_epochs": (0, math.inf),
+            "early_stopping": (0, math.inf),
+            "decay_factor": (0, 1),
+            "seed": (0, 2**32 - 1),
+        }
+        for field, (least, most) in limits.items():
+            value = getattr(self, field)
+            if value is not None and not least <= value <= most:
+                bound = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise InputError(f"--{field.replace('_', '-')} {value}: it must be {bound}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate {self.learning_rate}: it must be above zero.")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise InputError(
+                f"--milestones {' '.join(map(str, self.milestones))}: they are shares of the "
+                "training, between 0 and 1, such as 0.5 0.75."
+            )
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate, report and, with `export`, hand out checked files.
@@ -155,13 +171,14 @@ class Recipe(abc.ABC):
             KeyboardInterrupt: after Ctrl-C, once what was trained is kept.
         """
         self.check()
-        directory = self._open()
+        directory, made = self._open()
         try:
             data, model = self._prepare(directory)
         except BaseException:
-            # A run that never began leaves nothing; the folder goes only if it is empty.
+            # A run that never began leaves nothing, neither its folder nor those made above it.
             with contextlib.suppress(OSError):
-                directory.rmdir()
+                for folder in made:
+                    folder.rmdir()
             raise
         command = self._remember(directory)
         interrupted, minutes = self._fit(model, data, directory)
@@ -203,8 +220,8 @@ class Recipe(abc.ABC):
             print(f"Dry export: {' and '.join(self.formats)} work")
         return data, model
 
-    def _open(self) -> Path:
-        """Return the run's folder, made and proven writable; with --resume an existing one."""
+    def _open(self) -> tuple[Path, list[Path]]:
+        """Return the run's folder, proven writable, and which folders had to be made for it."""
         runs = Path("runs") / self.family()
         if self.resume:
             directory = self.output or newest(runs)
@@ -214,16 +231,17 @@ class Recipe(abc.ABC):
                     "finished epoch: name its folder with --output, or start without --resume."
                 )
         else:
-            directory = self.output or runs / time.strftime("%Y-%m-%d_%H-%M-%S")
+            directory = self.output or _unused(runs / time.strftime("%Y-%m-%d_%H-%M-%S"))
             if (directory / LAST).exists() or (directory / BEST).exists():
                 raise InputError(
                     f"{directory} holds a run already: go on with it by --resume, or name another "
                     "folder with --output."
                 )
-            make_folder(directory)
+        made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+        make_folder(directory)
         self.output = directory
         print(f"Run: {directory}")
-        return directory
+        return directory, made
 
     def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
         """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
@@ -265,7 +283,7 @@ class Recipe(abc.ABC):
         batches = self.training_batches(data, batch, first, drop_remainder=not whole)
         self.introduce(batches, data, directory)
         interrupted = False
-        if first < epochs:
+        if first < epochs and not checkpoint.exhausted():
             try:
                 model.fit(
                     batches,
@@ -344,6 +362,12 @@ class Recipe(abc.ABC):
         return f"{base} --resume --output {shlex.quote(str(directory))}"
 
 
+def _unused(path: Path) -> Path:
+    """Return the path, numbered if another run of the same second has taken it."""
+    names = (path.with_name(f"{path.name}_{n}" if n > 1 else path.name) for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
 def newest(runs: Path) -> Path | None:
     """Return the run in a folder of runs that last finished an epoch."""
     states = sorted(runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
@@ -386,10 +410,20 @@ def from_json(kind: type[Recipe], path: Path) -> Recipe:
         ) from error
 
 
-def parse(kind: type[Recipe], arguments: list[str], prog: str | None, default: Recipe) -> Recipe:
-    """Read a recipe's command line; with --resume the stored configuration gives the defaults."""
+def parse(
+    kind: type[Recipe], arguments: list[str], prog: str | None = None, model: str | None = None
+) -> Recipe:
+    """Read a recipe's command line; with --resume the stored configuration gives the defaults.
+
+    Args:
+        kind: the recipe's configuration class.
+        arguments: the command line's words.
+        prog: how the command is called, for the help.
+        model: the variant that was asked for by name; a run of another is not resumed.
+    """
     import tyro
 
+    default = kind(**({"model": model} if model else {}))
     config = tyro.cli(kind, args=arguments, prog=prog, default=default)
     if not config.resume:
         return config
@@ -398,6 +432,11 @@ def parse(kind: type[Recipe], arguments: list[str], prog: str | None, default: R
     if not stored.exists():
         return config  # _open says what is missing
     default = from_json(kind, stored)
+    if model not in (None, default.model):
+        raise InputError(
+            f"{directory} holds a run of {default.model}, not of {model}: name the run's folder "
+            f"with --output, or resume {default.model}."
+        )
     return dataclasses.replace(
         tyro.cli(kind, args=arguments, prog=prog, default=default), resume=True, output=directory
     )
@@ -414,6 +453,5 @@ def main(kind: type[Recipe], model: str | None = None, prog: str | None = None, 
     """
     from tiffin.export import cli
 
-    default = kind(**({"model": model} if model else {}))
     given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(cli.run(lambda: parse(kind, given, prog, default).run()))
+    sys.exit(cli.run(lambda: parse(kind, given, prog, model).run()))

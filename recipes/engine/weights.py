@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tiffin.export.errors import InputError, nearest
+from tiffin.layers import ImageNormalization
 
 
 @dataclasses.dataclass
@@ -26,7 +27,7 @@ class Source:
     def normalization(self) -> tuple | None:
         """The (mean, std) that the weights were trained with, where the file says so."""
         for layer in self.model.layers if self.model else ():
-            if layer.name == "normalization":
+            if isinstance(layer, ImageNormalization):
                 config = layer.get_config()
                 return config["mean"], config["std"]
         return None
@@ -88,6 +89,10 @@ def apply(model: keras.Model, source: Source) -> list[str]:
             layer.set_weights(values[layer.name])
     loaded = len(weighted) - len(problems)
     said.insert(0, f"Weights of {loaded} layers loaded from {source.path}.")
+    if not source.model:
+        said.append(
+            "The file does not say how pixels were normalised: the new data's mean and std."
+        )
     extra = sorted(set(values) - {layer.name for layer in weighted})
     if extra:
         said.append(f"In the file but not in the model: {', '.join(extra)}.")
@@ -129,10 +134,12 @@ def freeze(model: keras.Model, until: str) -> None:
     """Stop training every layer up to and including `until`.
 
     Raises:
-        InputError: no such layer; the message has the nearest names.
+        InputError: no such layer; the message has the nearest names. Or nothing is left to train.
     """
     names = [layer.name for layer in model.layers]
     if until not in names:
         raise InputError(f"{model.name} has no layer '{until}'{nearest(until, names)}")
     for layer in model.layers[: names.index(until) + 1]:
         layer.trainable = False
+    if not model.trainable_variables:
+        raise InputError(f"--freeze {until} leaves nothing to train: name an earlier layer.")

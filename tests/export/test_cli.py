@@ -235,3 +235,8 @@ def test_help_loads_no_runtime():
     assert done.returncode == 2 and "did you mean 'predict'?" in done.stderr
     done = command("predict", "a.onnx", "b.png", "--import", "x")
     assert done.returncode == 2 and "--imports" in done.stderr
+
+
+def test_labels_of_any_editor(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n\r\n")
+    assert cli.read_label_file(tmp_path / "labels.txt") == ["cat", "dog"]

@@ -49,7 +49,7 @@ def test_variant_from_build_to_checked_files(name, tmp_path):
     assert np.isfinite(loss)
     moved = [not np.array_equal(a, b) for a, b in zip(before, model.trainable_variables)]
     assert all(moved), f"{moved.count(False)} weights got no gradient"
-    inference = keras.Model(model.inputs, model.outputs, name=name)
+    inference = keras.Model(model.input, model.output, name=name)
     inference.save(tmp_path / "model.keras")
     np.save(tmp_path / "images.npy", images)
     paths = [str(tmp_path / part) for part in ("model.keras", "images.npy", "loaded.npy")]

@@ -2,8 +2,10 @@
 
 import io
 import shutil
+import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +13,9 @@ from PIL import Image
 from tiffin.export.errors import InputError
 from tiffin.export.images import load_image
 from tiffin.recipes.engine import data
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_recipe
 
 
 def load(path, size=16, seed=0):
@@ -77,6 +82,39 @@ def test_every_epoch_is_a_new_permutation_that_resume_repeats():
     assert all(np.array_equal(image[:, 0, 0, 0], label) for image, label in batches)
     resumed = split.training_batches(10, seed=3, first_epoch=2).take(5).as_numpy_iterator()
     assert np.array_equal(np.concatenate([b[1] for b in resumed]), epochs[2])
+
+
+def test_a_class_may_be_called_like_a_figure_of_the_table(photos, tmp_path):
+    (photos / "red").rename(photos / "accuracy")
+    found = load(photos)
+    assert found.classes == ["accuracy", "teal"]
+    pixels = keras.Input((16, 16, 3))
+    logits = keras.layers.Dense(2)(keras.layers.Flatten()(pixels))
+    config = tiny_recipe.Config(data=str(photos))
+    result = config.evaluate(keras.Model(pixels, logits), found, tmp_path)
+    support = [row["support"] for row in result["classes"].values()]
+    assert list(result["classes"]) == found.classes and sum(support) == len(found.test)
+
+
+def test_split_folders_without_train_are_refused(photos, tmp_path):
+    for name in ("val", "test"):
+        shutil.copytree(photos, tmp_path / "split" / name)
+    with pytest.raises(InputError, match="has test and val but no train folder"):
+        load(tmp_path / "split")
+
+
+def test_unreadable_files_do_not_shift_later_epochs(photos, monkeypatch):
+    split = load(photos).train
+    monkeypatch.setattr(data, "_fits", lambda *_: False)
+    for path in split.paths[:3]:
+        Path(path).write_bytes(b"no picture")
+    streamed = load(photos).train
+    steps = len(streamed) // 4
+    whole = list(streamed.training_batches(4, seed=1).take(3 * steps).as_numpy_iterator())
+    resumed = streamed.training_batches(4, seed=1, first_epoch=2).take(steps).as_numpy_iterator()
+    for (a, b), (c, d) in zip(whole[2 * steps :], resumed, strict=True):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, d)
 
 
 def picture(mode: str) -> Image.Image:

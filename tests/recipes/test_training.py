@@ -124,6 +124,20 @@ def test_a_diverged_loss_stops_with_advice(tmp_path):
         config.run()
 
 
+def test_a_run_is_resumed_by_its_own_variant_only(run):
+    arguments = ["--resume", "--output", str(run[0])]
+    resumed = training.parse(tiny_recipe.Config, arguments, model="tiny")
+    assert (resumed.epochs, resumed.ema, resumed.output) == (6, 0.9, run[0])
+    with pytest.raises(InputError, match="holds a run of tiny, not of tinier"):
+        training.parse(tiny_recipe.Config, arguments, model="tinier")
+
+
+def test_runs_of_the_same_second_do_not_share_a_folder(tmp_path):
+    first = training._unused(tmp_path / "now")
+    first.mkdir()
+    assert first == tmp_path / "now" and training._unused(first) == tmp_path / "now_2"
+
+
 def test_early_stopping_counts_epochs_without_improvement(tmp_path, capsys):
     config = tiny_recipe.Config(
         output=tmp_path / "run", learning_rate=1e-30, early_stopping=2, epochs=9, freeze="bn1"
@@ -131,6 +145,8 @@ def test_early_stopping_counts_epochs_without_improvement(tmp_path, capsys):
     config.run()
     assert len(rows(tmp_path / "run")) == 3
     assert "stopping early" in capsys.readouterr().out
+    tiny_recipe.Config(**vars(config) | {"resume": True}).run()
+    assert len(rows(tmp_path / "run")) == 3
 
 
 def test_transfer_replaces_the_head_and_freezes(run, photos, tmp_path, capsys):
@@ -185,6 +201,18 @@ def test_weights_files_of_both_kinds_fit_or_say_why(tmp_path):
         weights.apply(tiny_model(), weights.read(tmp_path / "b.weights.h5"))
     with pytest.raises(InputError, match="no layer 'conv2'; did you mean 'conv1'"):
         weights.freeze(tiny_model(), "conv2")
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        weights.freeze(tiny_model(), "logits")
+
+
+def test_a_foreign_normalization_layer_is_not_taken_for_ours(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Normalization(mean=1.0, variance=2.0, name="normalization")(inputs)
+    keras.Model(inputs, keras.layers.Flatten()(x)).save(tmp_path / "a.keras")
+    source = weights.read(tmp_path / "a.keras")
+    assert source.normalization is None
+    with pytest.raises(InputError, match="does not fit tiny"):
+        weights.apply(tiny_model(), source)
 
 
 def test_what_a_layer_refuses_is_told_in_a_paragraph(tmp_path):
@@ -284,6 +312,12 @@ def test_bad_options_are_named_before_anything_is_loaded(tmp_path, run):
         "--batch-size 0: it must be at least 1": {"batch_size": 0},
         "--learning-rate -1": {"learning_rate": -1.0},
         "--label-smoothing 1": {"label_smoothing": 1.0},
+        "--seed -1: it must be from 0 to": {"seed": -1},
+        "--warmup-epochs -1.0: it must be at least 0": {"warmup_epochs": -1.0},
+        "--early-stopping -1": {"early_stopping": -1},
+        "--milestones 30.0: they are shares": {"milestones": (30.0,)},
+        "--learning-rate inf": {"learning_rate": float("inf")},
+        "--image-size 4: it must be at least 8": {"image_size": 4},
         "no augmentation 'flip'": {"augment": ("flip",)},
         "holds a run already.*--resume": {"output": run[0]},
         "no run to resume": {"resume": True, "output": tmp_path / "none"},
