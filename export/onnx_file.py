@@ -240,6 +240,11 @@ class _Graph:
                     self._fold_into(node)
                 case "MaxPool":
                     self._fold_padding(node)
+        for node in self.nodes:
+            # A product whose bias was zero is a Gemm like all others.
+            if node.op_type == "MatMul" and self.ranks.get(node.input[0]) == 2:
+                kernel = self.values.get(node.input[1])
+                node.op_type = "Gemm" if kernel is not None and kernel.ndim == 2 else "MatMul"
 
     def _remove(self, node, replacement: str) -> None:
         """Drop a node; what read its first output reads `replacement`."""

@@ -1,5 +1,6 @@
 """One way to run a `.keras`, `.onnx` or `.tflite` file: named arrays in, named arrays out."""
 
+import abc
 import contextlib
 import dataclasses
 import os
@@ -39,7 +40,7 @@ class Tensor:
     quantized: bool = False
 
 
-class Runner:
+class Runner(abc.ABC):
     """A loaded model. Call it with a batch of any size.
 
     Attributes:
@@ -131,9 +132,9 @@ class Runner:
             )
         return np.ascontiguousarray(array, tensor.dtype)
 
+    @abc.abstractmethod
     def step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run once on arrays from `prepare`, of a batch that the file itself takes."""
-        raise NotImplementedError
 
 
 def _any_batch(tensor: Tensor) -> Tensor:
