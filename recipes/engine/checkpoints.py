@@ -6,6 +6,8 @@ import io
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +138,39 @@ class Checkpoint(keras.callbacks.Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.directory / HISTORY, text.getvalue())
+
+
+class StopOnInterrupt(keras.callbacks.Callback):
+    """End a training at the end of the batch in which Ctrl-C was pressed; a second one, at once.
+
+    Raised wherever it happens to strike, the interrupt may hit a write, or be lost in native code
+    that calls back into Python.
+    """
+
+    asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT for the time of a block, where Python lets this thread do so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _ask(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def _answer(self, number, logs=None):
+        if self.asked:
+            raise KeyboardInterrupt
+
+    on_train_batch_end = on_test_batch_end = on_epoch_end = _answer
 
 
 class StopOnNaN(keras.callbacks.Callback):

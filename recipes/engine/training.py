@@ -18,7 +18,7 @@ from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
 from tiffin.recipes.engine import report, weights
-from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnNaN
+from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnInterrupt, StopOnNaN
 from tiffin.recipes.engine.optimizers import (
     OptimizerName,
     ScheduleName,
@@ -279,12 +279,12 @@ class Recipe(abc.ABC):
             StopOnNaN(directory),
             checkpoint,
             keras.callbacks.TensorBoard(directory / "logs", write_graph=False),
+            interrupt := StopOnInterrupt(),
         ]
         batches = self.training_batches(data, batch, first, drop_remainder=not whole)
         self.introduce(batches, data, directory)
-        interrupted = False
         if first < epochs and not checkpoint.exhausted():
-            try:
+            with contextlib.suppress(KeyboardInterrupt), interrupt.listening():
                 model.fit(
                     batches,
                     epochs=epochs,
@@ -295,12 +295,11 @@ class Recipe(abc.ABC):
                     validation_data=data.validation.batches(max(batch, 64)),
                     callbacks=callbacks,
                 )
-            except KeyboardInterrupt:
-                interrupted = True
+            if interrupt.asked:
                 print(f"\nCtrl-C after {len(checkpoint.rows)} of {epochs} epochs")
         if checkpoint.rows:
             report.curves(checkpoint.rows, directory / "curves.png")
-        return interrupted, sum(row["seconds"] for row in checkpoint.rows) / 60
+        return interrupt.asked, sum(row["seconds"] for row in checkpoint.rows) / 60
 
     def _remember(self, directory: Path) -> str:
         """Write the configuration; return the command that the run was started with."""
