@@ -2,13 +2,48 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from tiffin.export.errors import InputError, nearest
 from tiffin.layers import ImageNormalization
+
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """How one library names the layers of a recipe's networks, and what it publishes.
+
+    Attributes:
+        names: `(regular expression, layer)` rules, the first that matches a whole path counts. The
+            path is a tensor's name without its last word. In a layer, `{1}` is group 1, and
+            `{1+1}`, `{2-1}` are groups with a number added. A layer "" is dropped on purpose. Or
+            a function of the list of paths, in the file's order, that returns path -> layer.
+        options: of the builder, that such files need where they differ from its defaults.
+        epsilon: of the library's batch normalisation.
+        normalization: the `(mean, std)` it was trained with, in units of 0-255 pixels.
+        licence: of the published weights.
+        url: folder of the published files, ending in a slash.
+        files: the published file by variant, as "name-12345678.pth", whose digits begin the
+            SHA-256, or as `("name.h5", checksum)`, the checksum an MD5 or SHA-256 in hex.
+        bgr: whether the first convolution takes blue, green, red; it is turned round.
+    """
+
+    names: Rules | Callable[[list[str]], Mapping[str, str]]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    epsilon: float = 1e-5
+    normalization: tuple | None = IMAGENET
+    licence: str = "BSD-3-Clause"
+    url: str = "https://download.pytorch.org/models/"
+    files: Mapping[str, str | tuple[str, str]] = dataclasses.field(default_factory=dict)
+    bgr: bool = False
 
 
 @dataclasses.dataclass
