@@ -109,3 +109,74 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # no variance, hence nothing to correct.
         self.moving_variance.assign(after + (after - kept) / ops.maximum(count - 1, 1))
         return outputs
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class LocalResponseNormalization(keras.layers.Layer):
+    """Divide each channel by the strength of its neighbours: `a / (k + alpha * sum a^2) ** beta`.
+
+    Krizhevsky et al. 2012, section 3.3. The sum runs over the `n` channels around each one at the
+    same pixel; beyond the first and last channel there is nothing to add.
+
+    `alpha` counts as the paper's formula and TensorFlow have it: it multiplies the **sum**. torch,
+    Caffe and ONNX multiply the mean, that is `alpha / n`: their alpha of 1e-4 at n = 5 is 2e-5
+    here. (cuda-convnet, the paper's own code, divides by n as well: so do its configurations.)
+
+    It is computed in float32 at least, since squares overflow half precision. On TensorFlow it is
+    one operation, which leaves as ONNX LRN and TFLite LOCAL_RESPONSE_NORMALIZATION.
+
+    Args:
+        n: channels in a neighbourhood, the channel itself included; odd.
+        k: added to the sum, positive.
+        alpha: weight of the sum of squares, at least 0.
+        beta: exponent.
+        **kwargs: `name`, `dtype`.
+
+    Input: float `[batch, height, width, channels]`. Output: the same shape.
+
+    Raises:
+        ValueError: `n` is even or below 1, `k` is not positive, `alpha` is negative, or the input
+            has another rank.
+    """
+
+    def __init__(
+        self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, **kwargs
+    ):
+        super().__init__(**kwargs)
+        if n < 1 or n % 2 == 0:
+            raise ValueError(f"n={n} must be odd: a channel and as many on either side.")
+        if not k > 0:
+            raise ValueError(f"k={k} must be positive, lest dark pixels divide by zero.")
+        if not alpha >= 0:
+            raise ValueError(f"alpha={alpha} must be 0 or more.")
+        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
+
+    def build(self, input_shape):
+        if len(input_shape) != 4:
+            raise ValueError(
+                f"LocalResponseNormalization takes [batch, height, width, channels], "
+                f"not {tuple(input_shape)}."
+            )
+
+    def call(self, inputs):
+        radius = self.n // 2
+        if self.compute_dtype == "float64":
+            x = inputs
+        else:
+            x = ops.cast(inputs, "float32")
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                x = tf.nn.local_response_normalization(x, radius, self.k, self.alpha, self.beta)
+                return ops.cast(x, self.compute_dtype)
+        channels = inputs.shape[-1]
+        squares = ops.pad(ops.square(x), [[0, 0], [0, 0], [0, 0], [radius, radius]])
+        total = sum(squares[..., i : i + channels] for i in range(self.n))
+        return ops.cast(x / (self.k + self.alpha * total) ** self.beta, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        own = {"n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}
+        return {**super().get_config(), **own}

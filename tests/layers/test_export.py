@@ -12,12 +12,14 @@ BLOCKS = {
     "prelu": lambda x: layers.PReLU(alpha_initializer="random_normal")(x),
     "batch_normalization": lambda x: layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(x)),
     "grouped_convolution": lambda x: layers.GroupedConv2D(8, 3, groups=2, strides=2)(x),
+    "local_response": lambda x: layers.LocalResponseNormalization(3, 1.0, 0.2)(x),
     "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
 }
 # What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
 ONNX_OPERATIONS = {
     "batch_normalization": {"Conv"},
     "grouped_convolution": {"Conv"},
+    "local_response": {"LRN"},
 }
 
 

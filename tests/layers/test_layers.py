@@ -180,6 +180,43 @@ def test_image_normalization(dtype):
     np.testing.assert_allclose(values(half), y, atol=2**-7)
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "alpha", "beta", "channels"),
+    [(5, 2.0, 1e-4, 0.75, 16), (3, 1.0, 0.3, 0.5, 4), (9, 1.0, 0.5, 0.75, 3), (1, 0.5, 1.0, 1, 2)],
+)
+def test_local_response_normalization_is_torchs_with_alpha_times_n(n, k, alpha, beta, channels):
+    layer = layers.LocalResponseNormalization(n, k, alpha, beta)
+    reference = torch.nn.LocalResponseNorm(n, alpha=alpha * n, beta=beta, k=k)
+    x = normal(2, 5, 4, channels) * 10
+    y = reference(torch.from_numpy(x).double().movedim(-1, 1)).movedim(1, -1).numpy()
+    np.testing.assert_allclose(values(layer(x)), y, rtol=2e-5)
+    double = layers.LocalResponseNormalization(n, k, alpha, beta, dtype="float64")
+    if keras.backend.backend() != "jax":
+        exact = ops.convert_to_numpy(double(x.astype("float64")))
+        np.testing.assert_allclose(exact, y, rtol=1e-12)
+    half = layers.LocalResponseNormalization(n, k, alpha, beta, dtype="mixed_float16")(x * 100)
+    assert keras.backend.standardize_dtype(half.dtype) == "float16"
+    assert np.isfinite(values(half)).all()
+
+
+def test_local_response_normalization_trains():
+    image = keras.Input((5, 4, 6))
+    x = keras.layers.Conv2D(6, 1, use_bias=False)(image)
+    x = layers.LocalResponseNormalization(3, 1.0, 0.2)(x)
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x))
+    x, y, kernel = normal(4, 5, 4, 6), normal(4, 6), normal(1, 1, 6, 6)
+    model.set_weights([kernel])
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.train_on_batch(x, y)
+    weight = torch.from_numpy(kernel[0, 0]).requires_grad_()
+    mixed = (torch.from_numpy(x) @ weight).movedim(-1, 1)
+    out = torch.nn.functional.local_response_norm(mixed, 3, alpha=0.6, k=1.0).mean((2, 3))
+    torch.nn.functional.mse_loss(out, torch.from_numpy(y)).backward()
+    np.testing.assert_allclose(
+        model.get_weights()[0][0, 0], kernel[0, 0] - weight.grad.numpy(), atol=1e-5
+    )
+
+
 def test_zero_padded_shortcut():
     x = normal(2, 5, 6, 3)
     layer = layers.ZeroPaddedShortcut(7, 2)
@@ -196,6 +233,7 @@ LAYERS = {
     "batch_normalization": (lambda: layers.BatchNormalization(1, 0.8, 1e-4), (4, 5)),
     "grouped_convolution": (lambda: layers.GroupedConv2D(4, 3, groups=2), (5, 5, 6)),
     "image_normalization": (lambda: layers.ImageNormalization((1, 2), (3, 4)), (5, 5, 2)),
+    "local_response": (lambda: layers.LocalResponseNormalization(3, 1, 0.1, 0.5), (5, 5, 4)),
     "shortcut": (lambda: layers.ZeroPaddedShortcut(4, 2), (5, 5, 2)),
 }
 
@@ -231,6 +269,10 @@ def test_layers_survive_a_keras_file(name, tmp_path):
         (lambda: layers.ImageNormalization((1, 2), (1, 2, 3)), "as many"),
         (lambda: layers.ImageNormalization((1, 2), 1).build((None, 4, 4, 3)), "channels"),
         (lambda: layers.ImageNormalization(float("nan"), 1), "finite"),
+        (lambda: layers.LocalResponseNormalization(4), "n=4"),
+        (lambda: layers.LocalResponseNormalization(5, 0), "k=0"),
+        (lambda: layers.LocalResponseNormalization(5, alpha=-1), "alpha=-1"),
+        (lambda: layers.LocalResponseNormalization().build((None, 4)), "channels"),
         (lambda: layers.ZeroPaddedShortcut(2).build((None, 4, 4, 3)), "projection"),
         (lambda: layers.ZeroPaddedShortcut(2, 0), "stride=0"),
         (lambda: layers.basic_block(keras.Input((4, 4, 2)), 2, name="a", shortcut="c"), "shortcut"),
