@@ -19,3 +19,17 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if near:
         return "; did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return f"; there are {', '.join(known)}." if 0 < len(known) <= 40 else "."
+
+
+def one_of(what: str, value: object, allowed: Iterable) -> None:
+    """Refuse a value that is not among the allowed ones.
+
+    Raises:
+        InputError: it is not; the message has the allowed values.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        near = nearest(value, allowed) if isinstance(value, str) else ""
+        raise InputError(
+            f"{what}={value!r} must be one of {', '.join(map(repr, allowed))}{near or '.'}"
+        )

@@ -2,8 +2,22 @@
 
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
 from tiffin.layers.convolution import GroupedConv2D
-from tiffin.layers.heads import classification_head
-from tiffin.layers.normalization import BatchNormalization, ImageNormalization
+from tiffin.layers.dense_block import dense_block, dense_layer, transition
+from tiffin.layers.fire import fire
+from tiffin.layers.inception import ceil_max_pooling, conv_relu, inception_module
+from tiffin.layers.network import (
+    Top,
+    classification_head,
+    classifier,
+    hidden_layers,
+    image_input,
+)
+from tiffin.layers.normalization import (
+    BatchNormalization,
+    ImageNormalization,
+    LocalResponseNormalization,
+)
+from tiffin.layers.pooling import overlapping_max_pooling
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
     basic_block,
@@ -11,20 +25,39 @@ from tiffin.layers.residual import (
     conv_bn,
     inverted_residual,
     make_divisible,
+    padded_conv,
+    resnet_stem,
 )
+from tiffin.layers.squeeze_excitation import squeeze_excitation
 
 __all__ = [
     "BatchNormalization",
     "GroupedConv2D",
     "ImageNormalization",
+    "LocalResponseNormalization",
     "Maxout",
     "MaxoutConv2D",
     "PReLU",
+    "Top",
     "ZeroPaddedShortcut",
     "basic_block",
     "bottleneck_block",
+    "ceil_max_pooling",
     "classification_head",
+    "classifier",
     "conv_bn",
+    "conv_relu",
+    "dense_block",
+    "dense_layer",
+    "fire",
+    "hidden_layers",
+    "image_input",
+    "inception_module",
     "inverted_residual",
     "make_divisible",
+    "overlapping_max_pooling",
+    "padded_conv",
+    "resnet_stem",
+    "squeeze_excitation",
+    "transition",
 ]

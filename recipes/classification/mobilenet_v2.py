@@ -16,17 +16,19 @@ Run it:
 """
 
 import dataclasses
+from typing import ClassVar, Unpack
 
 import keras
 from keras import layers
 
-from tiffin.export.errors import InputError
-from tiffin.layers import ImageNormalization, classification_head, inverted_residual, make_divisible
+from tiffin.export.errors import InputError, one_of
+from tiffin.layers import Top, classifier, image_input, inverted_residual, make_divisible
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
-    "mobilenet_v2": {"year": 2018, "parameters": 3_504_872, "error": 28.0, "data": "ImageNet"},
+    # name: (year, input size, trainable parameters, MACs, top-1 error in percent, measured on)
+    "mobilenet_v2": (2018, 224, 3_504_872, 300_774_272, 28.0, "ImageNet"),
 }
 
 # Table 2 of the paper: expansion, output channels, repeats, and stride of the first repeat.
@@ -48,11 +50,10 @@ def mobilenet_v2(
     *,
     alpha: float = 1.0,
     dropout: float = 0.2,
-    include_top: bool = True,
-    pooling: str | None = None,
     normalization: tuple | None = None,
     stem_stride: int = 2,
     bn_momentum: float = 0.9,
+    **top: Unpack[Top],
 ) -> keras.Model:
     """Build MobileNetV2; layer names are those of keras.applications.
 
@@ -63,34 +64,25 @@ def mobilenet_v2(
         alpha: width multiplier, 0.35 to 1.4 in the paper. Channels are rounded to multiples of 8;
             the last convolution keeps 1280 for alpha below 1.
         dropout: rate before the last layer, in [0, 1).
-        include_top: False leaves out dropout and last layer.
-        pooling: what ends a model without top: None (feature map), "avg" or "max".
-        normalization: `(mean, std)`, each a number or one a channel, in the input's units: the
-            model then takes raw 0-255 pixels. None: the input is normalised already.
+        normalization: see `tiffin.layers.image_input`.
         stem_stride: stride of the first convolution, 2 in the paper. 1 is a departure for small
             pictures: at 32x32 the last feature map is then 2x2 instead of a single pixel.
         bn_momentum: of batch normalisation. The authors' 0.997 needs long training: moving
             statistics are still those of the start after some hundred steps, and validation
             sees noise; 0.9 suits short and long runs alike.
-
-    Returns:
-        A model from `image`, float `[batch, height, width, channels]`, to `logits`, float32
-        `[batch, classes]`.
+        **top: see `tiffin.layers.classifier`, as for what is returned.
 
     Raises:
         InputError: a value outside its range.
     """
     if not alpha > 0:
         raise InputError(f"alpha={alpha} must be positive; the paper uses 0.35 to 1.4.")
-    if stem_stride not in (1, 2):
-        raise InputError(f"stem_stride={stem_stride} must be 2 (the paper) or 1.")
+    one_of("stem_stride", stem_stride, (2, 1))
     bn = {"epsilon": 1e-3, "momentum": bn_momentum}
     conv = {"use_bias": False, "padding": "same"}
     kernel = keras.initializers.TruncatedNormal
 
-    image = x = keras.Input(input_shape, name="image")
-    if normalization is not None:
-        x = ImageNormalization(*normalization, name="normalization")(x)
+    image, x = image_input(input_shape, normalization)
     width = make_divisible(32 * alpha)
     x = layers.Conv2D(
         width, 3, stem_stride, kernel_initializer=kernel(stddev=0.09), name="Conv1", **conv
@@ -98,10 +90,11 @@ def mobilenet_v2(
     x = layers.BatchNormalization(name="bn_Conv1", **bn)(x)
     x = layers.ReLU(6, name="Conv1_relu")(x)  # 112 x 112 x 32
 
-    block = 0
+    block, stride, maps = 0, stem_stride, {}
     for t, c, n, s in BOTTLENECKS:
+        stride *= s
         for repeat in range(n):
-            x = inverted_residual(
+            x = maps[stride] = inverted_residual(
                 x,
                 make_divisible(c * alpha),
                 s if repeat == 0 else 1,
@@ -114,10 +107,9 @@ def mobilenet_v2(
     width = make_divisible(1280 * max(alpha, 1.0))
     x = layers.Conv2D(width, 1, kernel_initializer=kernel(stddev=0.09), name="Conv_1", **conv)(x)
     x = layers.BatchNormalization(name="Conv_1_bn", **bn)(x)
-    x = layers.ReLU(6, name="out_relu")(x)  # 7 x 7 x 1280
+    x = maps[stride] = layers.ReLU(6, name="out_relu")(x)  # 7 x 7 x 1280
 
-    x = classification_head(x, classes, dropout=dropout, include_top=include_top, pooling=pooling)
-    return keras.Model(image, x, name="mobilenet_v2")
+    return classifier("mobilenet_v2", image, x, classes, maps, dropout=dropout, **top)
 
 
 @dataclasses.dataclass
@@ -134,19 +126,12 @@ class Config(Classification):
     """Width multiplier; the paper's are 0.35, 0.5, 0.75, 1.0, 1.3 and 1.4."""
     stem_stride: int | None = None
     """Stride of the first convolution; default: the paper's 2, but 1 below 64 pixels."""
-    dropout: float = 0.2
-    """Rate before the last layer."""
     weight_decay: float = 4e-5
+    builder: ClassVar = staticmethod(mobilenet_v2)
 
-    def build(self, input_shape, classes, normalization):
-        return mobilenet_v2(
-            input_shape,
-            classes,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            normalization=normalization,
-            stem_stride=self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1),
-        )
+    def build(self, input_shape, classes, normalization, **options):
+        stride = self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1)
+        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
 
 
 if __name__ == "__main__":

@@ -15,33 +15,28 @@ Run it:
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal, Unpack
 
 import keras
 from keras import layers
 
-from tiffin.export.errors import InputError, nearest
-from tiffin.layers import (
-    ImageNormalization,
-    basic_block,
-    bottleneck_block,
-    classification_head,
-    conv_bn,
-)
+from tiffin.export.errors import one_of
+from tiffin.layers import Top, basic_block, bottleneck_block, classifier, conv_bn, image_input
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
-    "resnet18": {"year": 2015, "parameters": 11_689_512, "error": 27.88, "data": "ImageNet"},
-    "resnet34": {"year": 2015, "parameters": 21_797_672, "error": 24.52, "data": "ImageNet"},
-    "resnet50": {"year": 2015, "parameters": 25_557_032, "error": 22.85, "data": "ImageNet"},
-    "resnet101": {"year": 2015, "parameters": 44_549_160, "error": 21.75, "data": "ImageNet"},
-    "resnet152": {"year": 2015, "parameters": 60_192_808, "error": 21.43, "data": "ImageNet"},
-    "resnet20": {"year": 2015, "parameters": 269_722, "error": 8.75, "data": "CIFAR-10"},
-    "resnet32": {"year": 2015, "parameters": 464_154, "error": 7.51, "data": "CIFAR-10"},
-    "resnet44": {"year": 2015, "parameters": 658_586, "error": 7.17, "data": "CIFAR-10"},
-    "resnet56": {"year": 2015, "parameters": 853_018, "error": 6.97, "data": "CIFAR-10"},
-    "resnet110": {"year": 2015, "parameters": 1_727_962, "error": 6.43, "data": "CIFAR-10"},
+    # name: (year, input size, trainable parameters, MACs, top-1 error in percent, measured on)
+    "resnet18": (2015, 224, 11_689_512, 1_814_073_344, 27.88, "ImageNet"),
+    "resnet34": (2015, 224, 21_797_672, 3_663_761_408, 24.52, "ImageNet"),
+    "resnet50": (2015, 224, 25_557_032, 3_857_973_248, 22.85, "ImageNet"),
+    "resnet101": (2015, 224, 44_549_160, 7_570_194_432, 21.75, "ImageNet"),
+    "resnet152": (2015, 224, 60_192_808, 11_282_415_616, 21.43, "ImageNet"),
+    "resnet20": (2015, 32, 269_722, 40_551_040, 8.75, "CIFAR-10"),
+    "resnet32": (2015, 32, 464_154, 68_862_592, 7.51, "CIFAR-10"),
+    "resnet44": (2015, 32, 658_586, 97_174_144, 7.17, "CIFAR-10"),
+    "resnet56": (2015, 32, 853_018, 125_485_696, 6.97, "CIFAR-10"),
+    "resnet110": (2015, 32, 1_727_962, 252_887_680, 6.43, "CIFAR-10"),
 }
 
 # Table 1: blocks a stage. 18 and 34 layers have basic blocks, the others bottlenecks, whose output
@@ -71,11 +66,9 @@ def resnet(
     *,
     stride_in: str = "1x1",
     shortcut: str | None = None,
-    dropout: float = 0.0,
-    include_top: bool = True,
-    pooling: str | None = None,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
+    **top: Unpack[Top],
 ) -> keras.Model:
     """Build a residual network; layer names are those of keras.applications.
 
@@ -89,35 +82,24 @@ def resnet(
         shortcut: where shape changes, "identity" (zero-padded, no parameters; option A) or
             "projection" (1x1 convolution; option B). None: the paper's choice, identity for the
             CIFAR form and projection for the other.
-        dropout: rate before the last layer, in [0, 1); none in the paper.
-        include_top: False leaves out dropout and last layer.
-        pooling: what ends a model without top: None (feature map), "avg" or "max".
-        normalization: `(mean, std)`, each a number or one a channel, in the input's units: the
-            model then takes raw 0-255 pixels. None: the input is normalised already.
+        normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
-
-    Returns:
-        A model from `image`, float `[batch, height, width, channels]`, to `logits`, float32
-        `[batch, classes]`.
+        **top: see `tiffin.layers.classifier`, as for what is returned.
 
     Raises:
         InputError: an unknown variant or option.
     """
-    if variant not in VARIANTS:
-        raise InputError(f"There is no variant '{variant}'{nearest(variant, VARIANTS)}")
-    if stride_in not in ("1x1", "3x3"):
-        raise InputError(f"stride_in={stride_in!r} must be '1x1' (the paper) or '3x3' (torch).")
-    if shortcut not in (None, "identity", "projection"):
-        raise InputError(f"shortcut={shortcut!r} must be 'identity', 'projection' or None.")
+    one_of("variant", variant, VARIANTS)
+    one_of("stride_in", stride_in, ("1x1", "3x3"))
+    one_of("shortcut", shortcut, (None, "identity", "projection"))
     depth = int(variant.removeprefix("resnet"))
     bn = {"epsilon": 1e-5, "momentum": bn_momentum}
 
-    image = x = keras.Input(input_shape, name="image")
-    if normalization is not None:
-        x = ImageNormalization(*normalization, name="normalization")(x)
+    image, x = image_input(input_shape, normalization)
+    maps = {}
     if depth in DEPTHS:
         x = conv_bn(x, 64, 7, 2, name="conv1", **bn)
-        x = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
+        x = maps[2] = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
         x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
         x = layers.MaxPooling2D(3, 2, name="pool1_pool")(x)
         column = 3 + DEPTHS.index(depth)
@@ -133,14 +115,17 @@ def resnet(
     if depth in (50, 101, 152):
         block = bottleneck_block
         options["stride_in"] = stride_in
+    stride = 4 if depth in DEPTHS else 1
     for name, filters, repeats in stages:
+        # The first stage keeps the size: the stem has halved it already, or need not.
+        step = 1 if name == "conv2" else 2
+        stride *= step
         for repeat in range(repeats):
-            # The first stage keeps the size: the stem has halved it already, or need not.
-            stride = 2 if repeat == 0 and name != "conv2" else 1
-            x = block(x, filters, stride, name=f"{name}_block{repeat + 1}", **options)
+            first = step if repeat == 0 else 1
+            x = block(x, filters, first, name=f"{name}_block{repeat + 1}", **options)
+        maps[stride] = x
 
-    x = classification_head(x, classes, dropout=dropout, include_top=include_top, pooling=pooling)
-    return keras.Model(image, x, name=variant)
+    return classifier(variant, image, x, classes, maps, **top)
 
 
 @dataclasses.dataclass
@@ -160,19 +145,7 @@ class Config(Classification):
     """Which convolution of a bottleneck strides: 1x1 as in the paper, or 3x3 as in torch."""
     shortcut: Literal["identity", "projection"] | None = None
     """Where shapes change: zero-padded identity or 1x1 projection; default: the paper's choice."""
-    dropout: float = 0.0
-    """Rate before the last layer; none in the paper."""
-
-    def build(self, input_shape, classes, normalization):
-        return resnet(
-            self.model,
-            input_shape,
-            classes,
-            stride_in=self.stride_in,
-            shortcut=self.shortcut,
-            dropout=self.dropout,
-            normalization=normalization,
-        )
+    builder: ClassVar = staticmethod(resnet)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,6 @@ from tiffin.export.files import replacing, require_space, write_text
 LAST, BEST, HISTORY = "last.weights.h5", "model.keras", "history.csv"
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Write a `.keras` file for inference: without optimizer, loss and metrics, atomically."""
-    with replacing(path) as temporary:
-        keras.Model(model.input, model.output, name=model.name).save(temporary)
-
-
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
     """Put the moving average of the weights in the model's place, where the optimizer keeps one."""
@@ -50,14 +44,18 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         directory: the run's folder.
+        inference: the network to keep, uncompiled; it shares its weights with the trained one.
         monitor: name of the metric that says which epoch is best.
         mode: `max` or `min`.
         patience: epochs without a better one after which training stops; 0 for never.
     """
 
-    def __init__(self, directory: Path, monitor: str, mode: str, patience: int = 0):
+    def __init__(
+        self, directory: Path, inference: keras.Model, monitor: str, mode: str, patience: int = 0
+    ):
         super().__init__()
         self.directory = directory
+        self.inference = inference
         self.monitor = monitor
         self.sign = 1 if mode == "max" else -1
         self.patience = patience
@@ -109,8 +107,8 @@ class Checkpoint(keras.callbacks.Callback):
         # Of equals the last is kept: a small validation split cannot tell them apart, and it has
         # learned for longer. Waiting counts from the first.
         if last == len(self.rows) - 1:
-            with averaged(self.model):
-                save_model(self.model, self.directory / BEST)
+            with averaged(self.model), replacing(self.directory / BEST) as temporary:
+                self.inference.save(temporary)
         self._save_last()
         self._save_history()
         if self.exhausted():

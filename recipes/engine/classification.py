@@ -1,7 +1,7 @@
 """The task of image classification: its data, loss, metrics, pictures and export."""
 
-import abc
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from keras import ops
 from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
-from tiffin.recipes.engine import report
+from tiffin.recipes.engine import registry, report
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.training import Recipe
@@ -38,6 +38,31 @@ class SmoothedCrossentropy(keras.losses.Loss):
         return loss
 
 
+class WithAuxiliaryHeads(keras.Model):
+    """A network whose further heads help in training alone (Szegedy et al. 2014, section 5).
+
+    Its outputs are a dict of `logits` and of each further head's; the loss is that of `logits` and
+    0.3 of each other's, as in the paper; metrics and validation know `logits` only.
+    """
+
+    share = 0.3
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        def loss(logits):
+            return super(WithAuxiliaryHeads, self).compute_loss(
+                x, y, logits, sample_weight, training
+            )
+
+        total = loss(y_pred["logits"])
+        if training:
+            others = [logits for name, logits in y_pred.items() if name != "logits"]
+            total = total + self.share * sum(loss(logits) for logits in others)
+        return total
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, y, y_pred["logits"], sample_weight)
+
+
 @dataclasses.dataclass
 class Classification(Recipe):
     """A network from images to one label each."""
@@ -49,16 +74,31 @@ class Classification(Recipe):
     """Height and width in pixels; default: the data's own, or 224 for folders."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
+    dropout: float | None = None
+    """Rate before the last layer, in [0, 1); default: the recipe's own."""
 
+    builder: ClassVar[Callable[..., keras.Model]]
     task: ClassVar[str] = "classification"
     monitor: ClassVar[tuple[str, str]] = ("val_accuracy", "max")
     default_size: ClassVar[int] = 224
 
-    @abc.abstractmethod
     def build(
-        self, input_shape: tuple[int, int, int], classes: int, normalization: tuple
+        self, input_shape: tuple[int, int, int], classes: int, normalization: tuple, **options
     ) -> keras.Model:
-        """Return the recipe's network, from raw 0-255 RGB pixels to logits."""
+        """Return the recipe's network, from raw 0-255 RGB pixels to logits.
+
+        Every field of the configuration that is named like an argument of the builder is handed on;
+        a recipe overrides this where an option is more than that.
+        """
+        fields = {field.name for field in dataclasses.fields(self)}
+        for name in fields.intersection(registry.options_of(self.builder)):
+            if name != "dropout" or self.dropout is not None:
+                options.setdefault(name, getattr(self, name))
+        if len(self.variants()) > 1:
+            options["variant"] = self.model
+        return self.builder(
+            input_shape=input_shape, classes=classes, normalization=normalization, **options
+        )
 
     def check(self) -> None:
         super().check()
@@ -69,6 +109,8 @@ class Classification(Recipe):
             raise InputError(
                 f"--label-smoothing {self.label_smoothing} must lie in [0, 1); 0.1 is usual."
             )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout} must lie in [0, 1).")
 
     def load_data(self) -> ImageData:
         return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
@@ -87,10 +129,17 @@ class Classification(Recipe):
             normalization = [round(float(m), 3) for m in mean], [round(float(s), 3) for s in std]
         shape = (*data.train.size, 3)
         try:
-            return self.build(shape, len(data.classes), normalization)
+            model = self.build(shape, len(data.classes), normalization)
+            if isinstance(model.output, dict):
+                model = WithAuxiliaryHeads(model.input, model.output, name=model.name)
+            return model
         except ValueError as error:
             # Layers say what they cannot do, an option out of range or a picture too small.
             raise InputError(f"{self.model} cannot be built for {shape}: {error}") from error
+
+    def inference(self, model: keras.Model) -> keras.Model:
+        output = model.output["logits"] if isinstance(model.output, dict) else model.output
+        return keras.Model(model.input, output, name=model.name)
 
     def objective(self) -> dict[str, Any]:
         return {"loss": SmoothedCrossentropy(self.label_smoothing), "metrics": ["accuracy"]}

@@ -30,16 +30,17 @@ NAME is a variant or a recipe; `tiffin list` shows all, `tiffin train NAME --hel
 
 
 def show_list() -> None:
-    """Print every variant with its family, year, parameters and the paper's error."""
-    rows = [("variant", "recipe", "task", "year", "parameters", "paper's top-1 error")]
+    """Print every variant with its family, year, size and the paper's error."""
+    rows = [("variant", "recipe", "task", "year", "parameters", "MACs", "paper's top-1 error, %")]
     for entry in registry.recipes().values():
         for name, row in entry.variants.items():
-            size = f"{row['parameters']:,}" if row.get("parameters") else "-"
-            rows.append((name, entry.name, entry.task, row["year"], size, row.get("error") or "-"))
+            error = "-" if row.error is None else f"{row.error:.2f} {row.data}"
+            size = f"{row.parameters:,}", f"{row.macs / 1e6:,.0f} M"
+            rows.append((name, entry.name, entry.task, row.year, *size, error))
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
-            str(c).rjust(w) if i in (3, 4) else str(c).ljust(w)
+            str(c).rjust(w) if i in (3, 4, 5) else str(c).ljust(w)
             for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())

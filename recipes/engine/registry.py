@@ -1,20 +1,48 @@
 """Which recipes and variants there are, read from the files without importing them.
 
-A recipe is a file `recipes/<task>/<recipe>.py` with a literal table `VARIANTS`, one row a model
-that it builds, a builder function that bears the file's name, and a configuration class `Config`.
+A recipe is a file `recipes/<task>/<recipe>.py` with a literal table `VARIANTS`, one `Variant` a
+model that it builds, a builder function that bears the file's name, and a configuration class
+`Config`.
 """
 
 import ast
 import dataclasses
 import functools
 import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 from tiffin.export.errors import InputError, nearest
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+class Variant(NamedTuple):
+    """One row of a recipe's `VARIANTS`: what is known of a model without building it.
+
+    Attributes:
+        year: of the paper.
+        size: height and width of the input that the next columns are for, in pixels.
+        parameters: trainable ones, as published.
+        macs: multiply-accumulate operations for one input, of convolutions and matrix products.
+        error: the paper's top-1 error in percent; None where it gives none.
+        data: what the error is measured on, and with it the number of classes.
+    """
+
+    year: int
+    size: int
+    parameters: int
+    macs: int
+    error: float | None
+    data: str
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that `parameters` and `macs` are for."""
+        return {"CIFAR-10": 10, "CIFAR-100": 100}.get(self.data, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +53,14 @@ class Entry:
         name: the file's stem, such as `resnet`.
         task: the folder it lies in, such as `classification`.
         path: the file.
-        variants: the literal `VARIANTS` table: variant name to its row (year, parameters, ...).
+        variants: the literal `VARIANTS` table, by name.
         title: the first line of the docstring.
     """
 
     name: str
     task: str
     path: Path
-    variants: dict[str, dict[str, Any]]
+    variants: dict[str, Variant]
     title: str
 
     def load(self) -> ModuleType:
@@ -51,7 +79,8 @@ def recipes() -> dict[str, Entry]:
         for node in tree.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
                 title = (ast.get_docstring(tree) or "").partition("\n")[0]
-                variants = ast.literal_eval(node.value)
+                rows = ast.literal_eval(node.value)
+                variants = {name: Variant(*row) for name, row in rows.items()}
                 found[path.stem] = Entry(path.stem, path.parent.name, path, variants, title)
     return found
 
@@ -83,25 +112,36 @@ def build(
         name: one of `names()`.
         input_shape: `(height, width, channels)` in pixels.
         classes: width of the last layer.
-        **options: the builder's own, such as `alpha` or `dropout`.
+        **options: the builder's own, such as `alpha`, and those of every image network:
+            `include_top`, `pooling`, `dropout` and `features` (see `tiffin.layers.classifier`),
+            `normalization` (see `tiffin.layers.image_input`).
 
     Returns:
-        A `keras.Model` from images, normalised as the recipe says, to logits `[batch, classes]`.
+        A `keras.Model` from `image`, float `[batch, height, width, channels]`, to `logits`, float32
+        `[batch, classes]`; what `pooling` leaves without top; with `features` a dict of feature
+        maps by stride, `stride_8` and the like.
 
     Raises:
         InputError: an unknown name or option; the message has the nearest ones.
     """
-    import inspect
-
     recipe = find(name)
     if name not in recipe.variants:
         raise InputError(
             f"'{name}' is a recipe with several variants: {', '.join(recipe.variants)}. Name one."
         )
     builder = getattr(recipe.load(), recipe.name)
-    known = [p for p in inspect.signature(builder).parameters if p != "variant"]
+    known = options_of(builder)
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option '{option}'{nearest(option, known)}")
     variant = {"variant": name} if len(recipe.variants) > 1 else {}
     return builder(**variant, input_shape=input_shape, classes=classes, **options)
+
+
+def options_of(builder: Callable) -> list[str]:
+    """Return the names of the arguments that a builder takes, the variant's aside."""
+    from tiffin.layers import Top
+
+    kinds = inspect.signature(builder).parameters.items()
+    named = [name for name, p in kinds if p.kind is not p.VAR_KEYWORD and name != "variant"]
+    return named + [name for name in Top.__annotations__ if name not in named]

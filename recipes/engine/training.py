@@ -104,6 +104,10 @@ class Recipe(abc.ABC):
     def make_model(self, data: Any, normalization: tuple | None) -> keras.Model:
         """Return the untrained network for this data."""
 
+    def inference(self, model: keras.Model) -> keras.Model:
+        """Return what is kept, evaluated and exported of a trained network, without its losses."""
+        return keras.Model(model.input, model.output, name=model.name)
+
     @abc.abstractmethod
     def objective(self) -> dict[str, Any]:
         """Return `loss` and `metrics` for `compile`."""
@@ -208,7 +212,7 @@ class Recipe(abc.ABC):
         source = weights.read(origin) if origin else None
         model = self.make_model(data, source.normalization if source else None)
         if self.weights and not self.resume:
-            print("\n".join(weights.apply(model, source)))
+            print("\n".join(weights.apply(self.inference(model), source)))
         if self.freeze:
             weights.freeze(model, self.freeze)
         trained = sum(math.prod(v.shape) for v in model.trainable_variables)
@@ -216,7 +220,7 @@ class Recipe(abc.ABC):
         if self.export:
             from tiffin.export import stage
 
-            stage.dry_run(model, self.formats)
+            stage.dry_run(self.inference(model), self.formats)
             print(f"Dry export: {' and '.join(self.formats)} work")
         return data, model
 
@@ -269,7 +273,9 @@ class Recipe(abc.ABC):
         # XLA makes depthwise networks 8 times slower on a CPU under TensorFlow.
         jit = False if keras.backend.backend() == "tensorflow" else "auto"
         model.compile(optimizer=optimizer, jit_compile=jit, **self.objective())
-        checkpoint = Checkpoint(directory, *self.monitor, self.early_stopping)
+        checkpoint = Checkpoint(
+            directory, self.inference(model), *self.monitor, self.early_stopping
+        )
         checkpoint.set_model(model)
         first = checkpoint.restore() if self.resume else 0
         if first:

@@ -1,14 +1,13 @@
 """Architectures against published counts, and against keras.applications and torchvision."""
 
-import sys
-
 import keras
 import numpy as np
+import parity
 import pytest
 import torch
 
 from tiffin import recipes
-from tiffin.recipes.engine import registry
+from tiffin.recipes.engine.summary import trainable
 
 # Trainable parameters at 1000 classes (10 for the CIFAR form), and where the number is published.
 TORCHVISION = "torchvision.models, ResNet*_Weights.IMAGENET1K_V1.meta['num_params']"
@@ -31,17 +30,11 @@ PUBLISHED = {
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85}
 
 
-def trainable(model):
-    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameter_counts(name):
     count, source = PUBLISHED[name]
-    row = registry.find(name).variants[name]
-    model = recipes.build(name, (32, 32, 3), 10 if row["data"] == "CIFAR-10" else 1000)
-    assert trainable(model) == row["parameters"] == count, source
-    assert model.layers[-1].name == "logits" and model.name == name
+    assert source
+    parity.check_counts(name, count)
     if name in PAPER_MILLIONS:
         assert round(count / 1e6, 2) == PAPER_MILLIONS[name]
 
@@ -52,26 +45,6 @@ def test_mobilenet_v2_widths_are_keras_applications(alpha):
     ours = recipes.build("mobilenet_v2", (96, 96, 3), alpha=alpha)
     assert trainable(ours) == trainable(theirs)
     assert [w.shape for w in ours.weights] == [w.shape for w in theirs.weights]
-
-
-def randomise(weights):
-    """Give kernels He's scale, biases and statistics values that show when they are misplaced."""
-    random = np.random.default_rng(11)
-    for weight in weights:
-        if weight.name in ("kernel", "depthwise_kernel"):
-            fan_in = np.prod(weight.shape[:2]) if "depth" in weight.name else None
-            fan_in = fan_in or np.prod(weight.shape[:-1])
-            weight.assign(random.normal(0, (2 / fan_in) ** 0.5, weight.shape))
-        elif weight.name in ("gamma", "moving_variance"):
-            weight.assign(random.uniform(0.5, 1.5, weight.shape))
-        else:
-            weight.assign(random.normal(0, 0.2, weight.shape))
-
-
-def agree(ours, theirs):
-    """Assert agreement within 1e-4 of the spread of the logits, which random weights set."""
-    assert np.ptp(theirs) > 1e-3
-    np.testing.assert_allclose(ours / theirs.std(), theirs / theirs.std(), atol=1e-4)
 
 
 def images(size):
@@ -100,10 +73,10 @@ def compare_with_keras(name, class_name, size, **options):
     options_theirs = {"weights": None, "classifier_activation": None, **options}
     theirs = getattr(keras.applications, class_name)(input_shape=(size, size, 3), **options_theirs)
     ours = recipes.build(name, (size, size, 3), **options)
-    randomise(theirs.weights)
+    parity.randomise(theirs)
     from_keras_applications(ours, theirs)
     x = images(size)
-    agree(np.asarray(ours(x)), np.asarray(theirs(x)))
+    parity.agree(np.asarray(ours(x)), np.asarray(theirs(x)))
 
 
 @pytest.mark.parametrize("size", [64, 75])
@@ -132,20 +105,7 @@ def test_full_size_is_keras_applications(name, class_name):
 
 @pytest.fixture(scope="module")
 def torchvision_models():
-    """Return torchvision.models; where its operators do not fit torch's build, declare them."""
-    try:
-        import torchvision.models
-    except RuntimeError:
-        for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        torch.library.define(
-            "torchvision::nms", "(Tensor boxes, Tensor scores, float iou) -> Tensor"
-        )
-        torch.library.define(
-            "torchvision::qnms", "(Tensor boxes, Tensor scores, float iou) -> Tensor"
-        )
-        import torchvision.models
-    return torchvision.models
+    return parity.torchvision_models()
 
 
 def from_torchvision(ours, theirs):
@@ -186,7 +146,7 @@ def compare_with_torch(models, name, size):
     x = images(size)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
-    agree(np.asarray(ours(x)), wanted)
+    parity.agree(np.asarray(ours(x)), wanted)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])

@@ -12,17 +12,16 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tiny_recipe
 import torch
 
 from tiffin.export.errors import InputError
 from tiffin.recipes.engine import training, weights
-from tiffin.recipes.engine.classification import SmoothedCrossentropy
+from tiffin.recipes.engine.classification import SmoothedCrossentropy, WithAuxiliaryHeads
 from tiffin.recipes.engine.data import Split, load_images
 from tiffin.recipes.engine.optimizers import WarmupSchedule, make_optimizer
 
-SCRIPT = Path(__file__).parent / "tiny_recipe.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import tiny_recipe
+SCRIPT = Path(tiny_recipe.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +326,39 @@ def test_bad_options_are_named_before_anything_is_loaded(tmp_path, run):
         with pytest.raises(InputError, match=message):
             tiny_recipe.Config(**options).run()
     assert not (tmp_path / "run").exists()
+
+
+def test_further_heads_count_in_training_alone():
+    model = tiny_recipe.tiny((16, 16, 3), 10, 4, ([0.0], [255.0]), auxiliary=True)
+    model = WithAuxiliaryHeads(model.input, model.output, name="tiny")
+    # A rate of zero: the loss is that of the weights as they are.
+    model.compile(keras.optimizers.SGD(0.0), SmoothedCrossentropy(), metrics=["accuracy"])
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (12, 16, 16, 3)).astype("float32")
+    labels = np.arange(12) % 10
+    outputs = {k: np.asarray(v, "float64") for k, v in model(images, training=True).items()}
+    losses = {
+        name: float(
+            torch.nn.functional.cross_entropy(torch.from_numpy(value), torch.from_numpy(labels))
+        )
+        for name, value in outputs.items()
+    }
+    loss, accuracy = model.train_on_batch(images, labels)
+    assert loss == pytest.approx(losses["logits"] + 0.3 * losses["auxiliary"], rel=1e-5)
+    assert accuracy == pytest.approx((outputs["logits"].argmax(1) == labels).mean())
+    outputs = np.asarray(model(images)["logits"], "float64")
+    wanted = torch.nn.functional.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(labels))
+    assert model.test_on_batch(images, labels)[0] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_further_heads_stay_behind(tmp_path):
+    config = {"output": tmp_path / "run", "auxiliary": True, "epochs": 2}
+    tiny_recipe.Config(**config).run()
+    kept = keras.saving.load_model(tmp_path / "run/model.keras")
+    assert kept.output_shape == (None, 10)
+    assert "auxiliary_logits" not in {layer.name for layer in kept.layers}
+    metrics = tiny_recipe.Config(**config | {"epochs": 3, "resume": True}).run()
+    assert metrics["epochs"] == 3
+    # The file without the second head is where a training with it can start.
+    start = {"output": tmp_path / "next", "weights": tmp_path / "run/model.keras"}
+    tiny_recipe.Config(**config | start).run()
