@@ -134,7 +134,15 @@ def hidden_layers(
 
     Returns:
         `[batch, units]`.
+
+    Raises:
+        ValueError: the size of `x` is not known.
     """
+    if None in x.shape[1:]:
+        raise ValueError(
+            "Fully connected layers need pictures of one size: give height and width in "
+            "input_shape, or include_top=False."
+        )
     x = layers.Flatten(name="flatten")(x)
     for name in names:
         x = layers.Dense(units, "relu", kernel_initializer="he_normal", name=name)(x)
