@@ -91,7 +91,8 @@ def answer(theirs: keras.Model | torch.nn.Module, images: np.ndarray) -> np.ndar
     if isinstance(theirs, keras.Model):
         return np.asarray(theirs(images))
     with torch.no_grad():
-        return theirs.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        return theirs.eval()(pixels).numpy()
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
