@@ -13,6 +13,13 @@ BLOCKS = {
     "batch_normalization": lambda x: layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(x)),
     "grouped_convolution": lambda x: layers.GroupedConv2D(8, 3, groups=2, strides=2)(x),
     "local_response": lambda x: layers.LocalResponseNormalization(3, 1.0, 0.2)(x),
+    "inception": lambda x: layers.inception_module(x, [4] * 6, name="a"),
+    "inception_average": lambda x: layers.inception_module(
+        x, [4] * 6, name="a", third="double_3x3", pool="avg"
+    ),
+    "inception_reduction": lambda x: layers.inception_module(
+        x, (0, 4, 4, 4, 4, 0), name="a", third="double_3x3", stride=2
+    ),
     "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
 }
 # What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
@@ -20,6 +27,9 @@ ONNX_OPERATIONS = {
     "batch_normalization": {"Conv"},
     "grouped_convolution": {"Conv"},
     "local_response": {"LRN"},
+    "inception": {"Conv", "Relu", "MaxPool", "Concat"},
+    "inception_average": {"Conv", "Relu", "AveragePool", "Concat"},
+    "inception_reduction": {"Conv", "Relu", "MaxPool", "Concat"},
 }
 
 

@@ -226,6 +226,62 @@ def test_zero_padded_shortcut():
     assert not y[..., 3:].any()
 
 
+@pytest.mark.parametrize(
+    ("third", "pool", "count_zeros", "stride", "filters"),
+    [
+        ("5x5", "max", False, 1, (2, 3, 4, 5, 3, 2)),
+        ("3x3", "avg", True, 1, (2, 3, 4, 5, 3, 2)),
+        ("double_3x3", "avg", False, 1, (2, 3, 4, 5, 3, 2)),
+        ("double_3x3", "max", False, 2, (0, 3, 4, 5, 3, 0)),
+    ],
+)
+def test_inception_module_is_torchs(third, pool, count_zeros, stride, filters):
+    image = keras.Input((6, 8, 4))
+    conv = {"normalize": False, "use_bias": True, "bias": 0.2}
+    options = {"third": third, "pool": pool, "count_zeros": count_zeros, "stride": stride}
+    model = keras.Model(
+        image, layers.inception_module(image, filters, name="module", **options, **conv)
+    )
+    for layer in model.layers:
+        if layer.weights:
+            np.testing.assert_allclose(values(layer.bias), 0.2)
+            layer.set_weights([normal(*w.shape) for w in layer.weights])
+    x = normal(2, 6, 8, 4)
+
+    def convolved(x, name, stride=1):
+        kernel, bias = (values(w) for w in model.get_layer(f"module_{name}_conv").weights)
+        y = torch_conv(x, kernel, bias, stride=stride, padding=len(kernel) // 2)
+        return np.maximum(y, 0)
+
+    prefix = "double_3x3" if third == "double_3x3" else "5x5"
+    three = convolved(convolved(x, "3x3_reduce"), "3x3", stride)
+    wide = convolved(x, f"{prefix}_reduce")
+    if third == "double_3x3":
+        wide = convolved(convolved(wide, f"{prefix}_1"), f"{prefix}_2", stride)
+    else:
+        wide = convolved(wide, prefix)
+        assert model.get_layer("module_5x5_conv").kernel_size == (int(third[0]),) * 2
+    pooled = torch.from_numpy(x).permute(0, 3, 1, 2).double()
+    if pool == "avg":
+        pooled = torch.nn.functional.avg_pool2d(pooled, 3, 1, 1, count_include_pad=count_zeros)
+    elif stride == 2:
+        pooled = torch.nn.functional.max_pool2d(pooled, 3, 2, ceil_mode=True)
+    else:
+        pooled = torch.nn.functional.max_pool2d(pooled, 3, 1, 1)
+    branches = [three, wide, pooled.permute(0, 2, 3, 1).numpy()]
+    if stride == 1:
+        branches = [convolved(x, "1x1"), three, wide, convolved(branches[2], "pool_proj")]
+    np.testing.assert_allclose(values(model(x)), np.concatenate(branches, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_inception_module_strides_alike_on_odd_sides():
+    image = keras.Input((7, 5, 4))
+    x = layers.inception_module(
+        image, (0, 2, 2, 2, 2, 0), name="module", third="double_3x3", stride=2
+    )
+    assert x.shape == (None, 4, 3, 8)
+
+
 LAYERS = {
     "maxout": (lambda: layers.Maxout(3, 2, kernel_regularizer="l2"), (4, 5)),
     "maxout_conv": (lambda: layers.MaxoutConv2D(3, 3, padding="same", strides=2), (7, 6, 2)),
@@ -284,6 +340,19 @@ def test_layers_survive_a_keras_file(name, tmp_path):
             lambda: layers.inverted_residual(keras.Input((4, 4, 2)), 2, expansion=0, name="a"),
             "expansion",
         ),
+        (
+            lambda: layers.inception_module(keras.Input((4, 4, 2)), [8] * 6, name="a", third="7x7"),
+            "third='7x7'",
+        ),
+        (
+            lambda: layers.inception_module(keras.Input((4, 4, 2)), [8] * 6, name="a", pool="mean"),
+            "pool='mean'",
+        ),
+        (
+            lambda: layers.inception_module(keras.Input((4, 4, 2)), [8] * 6, name="a", stride=2),
+            "no 1x1 branch",
+        ),
+        (lambda: layers.require_size((9, 7, 3), 8, "it"), "at least 8 x 8 pixels, not 9 x 7"),
     ],
 )
 def test_nonsense_is_refused(make, said):
