@@ -26,7 +26,7 @@ from tiffin.layers.residual import (
     inverted_residual,
     make_divisible,
     padded_conv,
-    resnet_stem,
+    padded_max_pooling,
 )
 from tiffin.layers.squeeze_excitation import squeeze_excitation
 
@@ -57,7 +57,7 @@ __all__ = [
     "make_divisible",
     "overlapping_max_pooling",
     "padded_conv",
-    "resnet_stem",
+    "padded_max_pooling",
     "squeeze_excitation",
     "transition",
 ]

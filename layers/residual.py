@@ -8,6 +8,10 @@ names and their order follow keras.applications.
 import keras
 from keras import layers, ops
 
+from tiffin.layers.convolution import GroupedConv2D
+from tiffin.layers.separable import depthwise_conv
+from tiffin.layers.squeeze_excitation import squeeze_excitation
+
 
 @keras.saving.register_keras_serializable("tiffin")
 class ZeroPaddedShortcut(keras.layers.Layer):
@@ -55,17 +59,17 @@ class ZeroPaddedShortcut(keras.layers.Layer):
         return {**super().get_config(), "filters": self.filters, "stride": self.stride}
 
 
-def conv_bn(
+def padded_conv(
     x: keras.KerasTensor,
     filters: int,
     kernel_size: int,
     stride: int = 1,
     *,
     name: str,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
+    groups: int = 1,
+    use_bias: bool = False,
 ) -> keras.KerasTensor:
-    """Apply a convolution without bias, He-normal, padded by `kernel_size // 2` on every side; BN.
+    """Apply a convolution, He-normal, padded by `kernel_size // 2` on every side.
 
     Args:
         x: float `[batch, height, width, channels]`.
@@ -73,9 +77,9 @@ def conv_bn(
         kernel_size: odd height and width of the kernel.
         stride: step in height and width. Strided kernels see the same zeros on both sides, as in
             the authors' and torch's code; Keras' "same" would put them at the end only.
-        name: prefix of the layers `{name}_pad` (strided kernels), `{name}_conv` and `{name}_bn`.
-        epsilon: added to the variance.
-        momentum: weight of the old moving statistics in each step.
+        name: prefix of the layers `{name}_pad` (strided kernels) and `{name}_conv`.
+        groups: each output channel sees one of so many groups of input channels.
+        use_bias: whether to add one; batch normalisation behind it makes it useless.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), filters]`.
@@ -84,16 +88,56 @@ def conv_bn(
     if stride > 1 and kernel_size > 1:
         x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
         padding = "valid"
-    x = layers.Conv2D(
-        filters,
-        kernel_size,
-        stride,
-        padding,
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
+    options = {"use_bias": use_bias, "kernel_initializer": "he_normal", "name": f"{name}_conv"}
+    if groups == 1:
+        return layers.Conv2D(filters, kernel_size, stride, padding, **options)(x)
+    return GroupedConv2D(filters, kernel_size, stride, padding, groups=groups, **options)(x)
+
+
+def conv_bn(
+    x: keras.KerasTensor,
+    filters: int,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    name: str,
+    groups: int = 1,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+) -> keras.KerasTensor:
+    """Apply `padded_conv` without bias, then batch normalisation.
+
+    Args:
+        x: float `[batch, height, width, channels]`.
+        filters: channels of the output.
+        kernel_size: odd height and width of the kernel.
+        stride: step in height and width.
+        name: prefix of the layers `{name}_pad` (strided kernels), `{name}_conv` and `{name}_bn`.
+        groups: each output channel sees one of so many groups of input channels.
+        epsilon: added to the variance.
+        momentum: weight of the old moving statistics in each step.
+
+    Returns:
+        `[batch, ceil(height / stride), ceil(width / stride), filters]`.
+    """
+    x = padded_conv(x, filters, kernel_size, stride, name=name, groups=groups)
     return layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=f"{name}_bn")(x)
+
+
+def padded_max_pooling(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
+    """Take the maximum of 3x3 windows at a stride of 2, with one pixel of zeros on every side.
+
+    The pooling of ResNet's stem in torch and keras.applications.
+
+    Args:
+        x: float `[batch, height, width, channels]`.
+        name: prefix of the layers `{name}_pad` and `{name}_pool`.
+
+    Returns:
+        `[batch, ceil(height / 2), ceil(width / 2), channels]`.
+    """
+    x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
+    return layers.MaxPooling2D(3, 2, name=f"{name}_pool")(x)
 
 
 def basic_block(
@@ -103,6 +147,7 @@ def basic_block(
     *,
     name: str,
     shortcut: str = "projection",
+    se_reduction: int | None = None,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
 ) -> keras.KerasTensor:
@@ -115,6 +160,7 @@ def basic_block(
         name: prefix of all layers, such as `conv2_block1`; the last one is `{name}_out`.
         shortcut: where shape changes, "projection" (1x1 convolution and BN; option B) or
             "identity" (zero-padded, no parameters; option A). Elsewhere the identity always.
+        se_reduction: `reduction` of squeeze-and-excitation before the sum; None: without it.
         epsilon: of batch normalisation.
         momentum: of batch normalisation.
 
@@ -129,6 +175,8 @@ def basic_block(
     x = conv_bn(x, filters, 3, stride, name=f"{name}_1", **bn)
     x = layers.ReLU(name=f"{name}_1_relu")(x)
     x = conv_bn(x, filters, 3, name=f"{name}_2", **bn)
+    if se_reduction:
+        x = squeeze_excitation(x, se_reduction, name=f"{name}_se")
     x = layers.Add(name=f"{name}_add")([skip, x])
     return layers.ReLU(name=f"{name}_out")(x)
 
@@ -141,19 +189,30 @@ def bottleneck_block(
     name: str,
     shortcut: str = "projection",
     stride_in: str = "1x1",
+    widths: tuple[int, int] | None = None,
+    groups: int = 1,
+    se_reduction: int | None = None,
+    shortcut_kernel: int = 1,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
 ) -> keras.KerasTensor:
     """Apply the residual block of 1x1, 3x3 and 1x1 convolutions (He et al. 2015, figure 5 right).
 
+    With `groups` and `widths` it is ResNeXt's (Xie et al. 2016, figure 3c), with `se_reduction`
+    SE-ResNet's (Hu et al. 2017, figure 3).
+
     Args:
         x: float `[batch, height, width, channels]`.
-        filters: channels of the first two convolutions; the output has four times as many.
+        filters: a quarter of the output's channels, and channels of the first two convolutions.
         stride: of the block.
         name: prefix of all layers, such as `conv2_block1`; the last one is `{name}_out`.
         shortcut: as in `basic_block`.
         stride_in: the convolution that carries the stride, "1x1" (the first; the paper's, called
             v1) or "3x3" (torch's, called v1.5: 0.5 % less error for 12 % more arithmetic).
+        widths: channels of the first and the second convolution, where they are not `filters`.
+        groups: of the 3x3 convolution.
+        se_reduction: `reduction` of squeeze-and-excitation before the sum; None: without it.
+        shortcut_kernel: height and width of the projection's kernel; 3 in SENet-154.
         epsilon: of batch normalisation.
         momentum: of batch normalisation.
 
@@ -167,23 +226,26 @@ def bottleneck_block(
         raise ValueError(f"stride_in={stride_in!r} must be '1x1' (the paper) or '3x3' (torch).")
     first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
     bn = {"epsilon": epsilon, "momentum": momentum}
-    skip = _shortcut(x, 4 * filters, stride, shortcut, name, bn)
-    x = conv_bn(x, filters, 1, first, name=f"{name}_1", **bn)
+    inner, outer = widths or (filters, filters)
+    skip = _shortcut(x, 4 * filters, stride, shortcut, name, bn, shortcut_kernel)
+    x = conv_bn(x, inner, 1, first, name=f"{name}_1", **bn)
     x = layers.ReLU(name=f"{name}_1_relu")(x)
-    x = conv_bn(x, filters, 3, second, name=f"{name}_2", **bn)
+    x = conv_bn(x, outer, 3, second, groups=groups, name=f"{name}_2", **bn)
     x = layers.ReLU(name=f"{name}_2_relu")(x)
     x = conv_bn(x, 4 * filters, 1, name=f"{name}_3", **bn)
+    if se_reduction:
+        x = squeeze_excitation(x, se_reduction, name=f"{name}_se")
     x = layers.Add(name=f"{name}_add")([skip, x])
     return layers.ReLU(name=f"{name}_out")(x)
 
 
-def _shortcut(x, filters, stride, shortcut, name, bn):
+def _shortcut(x, filters, stride, shortcut, name, bn, kernel_size=1):
     if shortcut not in ("projection", "identity"):
         raise ValueError(f"shortcut={shortcut!r} must be 'projection' or 'identity'.")
     if stride == 1 and x.shape[-1] == filters:
         return x
     if shortcut == "projection":
-        return conv_bn(x, filters, 1, stride, name=f"{name}_0", **bn)
+        return conv_bn(x, filters, kernel_size, stride, name=f"{name}_0", **bn)
     return ZeroPaddedShortcut(filters, stride, name=f"{name}_0_shortcut")(x)
 
 
@@ -193,6 +255,8 @@ def inverted_residual(
     stride: int = 1,
     *,
     expansion: int = 6,
+    expand: bool | None = None,
+    padding: str = "same",
     name: str,
     epsilon: float = 1e-3,
     momentum: float = 0.9,
@@ -205,8 +269,11 @@ def inverted_residual(
     Args:
         x: float `[batch, height, width, channels]`.
         filters: channels of the output.
-        stride: of the depthwise convolution, 1 or 2; padding is "same".
-        expansion: the paper's t; 1 leaves the expanding convolution out.
+        stride: of the depthwise convolution, 1 or 2.
+        expansion: the paper's t.
+        expand: whether the expanding convolution is there; None: as the paper has it, where
+            `expansion` is above 1.
+        padding: of the depthwise convolution, see `depthwise_conv`.
         name: prefix of the layers, such as `block_1`.
         epsilon: of batch normalisation.
         momentum: of batch normalisation.
@@ -215,16 +282,15 @@ def inverted_residual(
         `[batch, ceil(height / stride), ceil(width / stride), filters]`.
 
     Raises:
-        ValueError: `expansion` is below 1.
+        ValueError: `expansion` is below 1, or an unknown `padding`.
     """
     if expansion < 1:
         raise ValueError(f"expansion={expansion} must be 1 or more.")
     bn = {"epsilon": epsilon, "momentum": momentum}
-    # The authors' code draws every kernel so. Glorot's rule counts a depthwise kernel's fan-in
-    # as 9 * channels, which makes wide layers so faint that BN's epsilon drowns them.
+    # As the authors' code draws every kernel, the depthwise ones too.
     initializer = keras.initializers.TruncatedNormal
     skip, channels = x, x.shape[-1]
-    if expansion > 1:
+    if expansion > 1 if expand is None else expand:
         x = layers.Conv2D(
             expansion * channels,
             1,
@@ -234,14 +300,7 @@ def inverted_residual(
         )(x)
         x = layers.BatchNormalization(name=f"{name}_expand_BN", **bn)(x)
         x = layers.ReLU(6, name=f"{name}_expand_relu")(x)
-    x = layers.DepthwiseConv2D(
-        3,
-        stride,
-        "same",
-        use_bias=False,
-        depthwise_initializer=initializer(stddev=0.09),
-        name=f"{name}_depthwise",
-    )(x)
+    x = depthwise_conv(x, stride, name=f"{name}_depthwise", padding=padding)
     x = layers.BatchNormalization(name=f"{name}_depthwise_BN", **bn)(x)
     x = layers.ReLU(6, name=f"{name}_depthwise_relu")(x)
     x = layers.Conv2D(

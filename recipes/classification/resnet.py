@@ -21,9 +21,18 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import one_of
-from tiffin.layers import Top, basic_block, bottleneck_block, classifier, conv_bn, image_input
+from tiffin.layers import (
+    Top,
+    basic_block,
+    bottleneck_block,
+    classifier,
+    conv_bn,
+    image_input,
+    padded_max_pooling,
+)
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
+from tiffin.recipes.engine.weights import Collection
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, top-1 error in percent, measured on)
@@ -57,6 +66,59 @@ CIFAR = (
     ("conv3", 16, 32),
     ("conv4", 8, 64),
 )
+
+_UNIT = r"features\.stage(\d+)\.unit(\d+)\."  # pytorchcv
+WEIGHTS = {
+    "torchvision": Collection(
+        names=(
+            (r"(conv|bn)1", "conv1_{1}"),
+            (r"layer(\d+)\.(\d+)\.(conv|bn)(\d)", "conv{1+1}_block{2+1}_{4}_{3}"),
+            (r"layer(\d+)\.(\d+)\.downsample\.0", "conv{1+1}_block{2+1}_0_conv"),
+            (r"layer(\d+)\.(\d+)\.downsample\.1", "conv{1+1}_block{2+1}_0_bn"),
+            (r"fc", "logits"),
+        ),
+        options={"stride_in": "3x3"},
+        files={
+            "resnet18": "resnet18-f37072fd.pth",
+            "resnet34": "resnet34-b627a593.pth",
+            "resnet50": "resnet50-0676ba61.pth",
+            "resnet101": "resnet101-63fe2227.pth",
+            "resnet152": "resnet152-394f9c45.pth",
+        },
+    ),
+    "keras.applications": Collection(
+        names=((r"predictions", "logits"),),
+        epsilon=1.001e-5,
+        bgr=True,
+        normalization=((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
+        licence="Apache-2.0",
+        url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/",
+        files={
+            "resnet50": (
+                "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
+                "2cb95161c43110f7111970584f804107",
+            ),
+            "resnet101": (
+                "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
+                "f1aeb4b969a6efcfb50fad2f0c20cfc5",
+            ),
+            "resnet152": (
+                "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
+                "100835be76be38e30d865e96f2aaae62",
+            ),
+        },
+    ),
+    # It has projections in the CIFAR form, too.
+    "pytorchcv": Collection(
+        names=(
+            (r"features\.init_block\.(?:conv\.)?(conv|bn)", "conv1_{1}"),
+            (_UNIT + r"body\.conv(\d)\.(conv|bn)", "conv{1+1}_block{2}_{3}_{4}"),
+            (_UNIT + r"identity_conv\.(conv|bn)", "conv{1+1}_block{2}_0_{3}"),
+            (r"output", "logits"),
+        ),
+        options={"shortcut": "projection"},
+    ),
+}
 
 
 def resnet(
@@ -100,8 +162,7 @@ def resnet(
     if depth in DEPTHS:
         x = conv_bn(x, 64, 7, 2, name="conv1", **bn)
         x = maps[2] = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
-        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
-        x = layers.MaxPooling2D(3, 2, name="pool1_pool")(x)
+        x = padded_max_pooling(x, name="pool1")
         column = 3 + DEPTHS.index(depth)
         stages = [(row[0], row[2], row[column]) for row in IMAGENET]
         options = {"shortcut": shortcut or "projection", **bn}
