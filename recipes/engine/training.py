@@ -66,8 +66,9 @@ class Recipe(abc.ABC):
     """Epochs without improvement after which training ends; 0: never."""
     mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
     """Compute in 16 bits where it is safe; for GPUs."""
-    weights: Path | None = None
-    """Start from a .keras or .weights.h5 file; a head of another size is replaced."""
+    weights: str | None = None
+    """Start from `imagenet`, what others publish for the variant, or from a file: .keras,
+    .weights.h5, .h5, .safetensors, .pth; a head of another size is replaced."""
     freeze: str | None = None
     """Keep all layers up to and including this one as they are."""
     seed: int = 0
@@ -209,7 +210,10 @@ class Recipe(abc.ABC):
         data = self.load_data()
         print(f"Data: {data.summary()}")
         origin = directory / BEST if self.resume else self.weights
-        source = weights.read(origin) if origin else None
+        table = getattr(sys.modules[type(self).__module__], "WEIGHTS", {})
+        source = weights.read(origin, table, self.model) if origin else None
+        if source and not self.resume:
+            print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
         model = self.make_model(data, source.normalization if source else None)
         if self.weights and not self.resume:
             print("\n".join(weights.apply(self.inference(model), source)))

@@ -1,6 +1,7 @@
 """Starting from weights that exist: matched by layer, a head of another size replaced and said."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ import keras
 import numpy as np
 
 from tiffin.export.errors import InputError, nearest
-from tiffin.layers import ImageNormalization
+from tiffin.recipes.engine import published, registry
+from tiffin.recipes.engine.conversion import convert
+from tiffin.recipes.engine.weight_files import Tensors, read_file
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
@@ -52,94 +55,280 @@ class Source:
 
     Attributes:
         path: the file.
-        model: the model of a `.keras` file; None for `.weights.h5`, which holds no layer names.
+        tensors: what it holds.
+        name: whose names its layers have; empty where they are the model's own.
+        collection: the table that goes with `name`.
+        origin: a sentence on where a published file came from.
     """
 
     path: Path
-    model: keras.Model | None = None
+    tensors: Tensors
+    name: str = ""
+    collection: Collection | None = None
+    origin: str | None = None
 
     @property
     def normalization(self) -> tuple | None:
-        """The (mean, std) that the weights were trained with, where the file says so."""
-        for layer in self.model.layers if self.model else ():
-            if isinstance(layer, ImageNormalization):
-                config = layer.get_config()
-                return config["mean"], config["std"]
-        return None
+        """The (mean, std) that the weights were trained with, as far as it is known."""
+        if self.tensors.normalization or not self.collection:
+            return self.tensors.normalization
+        return self.collection.normalization
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The builder's options that a network for these weights is built with."""
+        return self.collection.options if self.collection else {}
 
 
-def read(path: Path) -> Source:
-    """Open a file of weights.
+def read(
+    source: str | Path,
+    collections: Mapping[str, Collection] | None = None,
+    variant: str = "",
+) -> Source:
+    """Read weights and find out whose names their layers have.
+
+    Args:
+        source: a file, or `imagenet` for the one that a collection publishes for the variant.
+        collections: a recipe's table `WEIGHTS`; keys that begin with "keras" are for files of
+            Keras, the others for those of torch. The one whose rules match most paths counts.
+        variant: the model's name, for `imagenet`.
 
     Raises:
-        InputError: no such file, another kind of file, or a damaged one.
+        InputError: no such file, another kind of file, or a damaged one; nothing published, or
+            no way to fetch it.
     """
-    from tiffin.export import runtime
+    collections = collections or {}
+    if str(source) == "imagenet":
+        name, path, origin = published.fetch(variant, collections)
+        return Source(path, read_file(path), name, collections[name], origin)
+    path = Path(source)
+    tensors = read_file(path)
+    if tensors.ours or not collections:
+        return Source(path, tensors)
+    # Files of Keras name layers as keras.applications does, all others as some module of torch.
+    alike = {
+        name: collection
+        for name, collection in collections.items()
+        if name.startswith("keras") == (tensors.layout == "keras")
+    }
+    if tensors.layers is None or not alike:
+        return Source(path, tensors)
+    paths = list(tensors.layers)
+    name = min(alike, key=lambda name: _layer_names(paths, alike[name]).count(None))
+    return Source(path, tensors, name, alike[name])
 
-    if not path.is_file():
-        raise InputError(f"There is no file {path}: check the path given to --weights.")
-    if path.name.endswith(".weights.h5"):
-        return Source(path)
-    if path.suffix == ".keras":
-        return Source(path, runtime.read_keras(path))
-    raise InputError(f"--weights takes a .keras or a .weights.h5 file, not {path}.")
+
+def load_weights(
+    model: keras.Model,
+    source: str | Path,
+    collections: Mapping[str, Collection] | None = None,
+) -> list[str]:
+    """Load weights into a model, whoever trained them.
+
+    Args:
+        model: from `tiffin.recipes.build`, or any other.
+        source: a file: `.keras` or `.weights.h5` (of this collection or of keras.applications),
+            `.h5` (keras.applications), `.pth`, `.pt` or `.safetensors` (torchvision and others).
+            Or `imagenet`: what is published for the model, fetched once into Keras' cache.
+        collections: how others name the layers; default: the table `WEIGHTS` of the recipe whose
+            variant the model is, by its name.
+
+    Returns:
+        Sentences for people: what was loaded, from whom, replaced, or left out.
+
+    Raises:
+        InputError: the file cannot be had or read, or fits the model in no way; the model is as
+            it was.
+    """
+    if collections is None:
+        known = model.name in registry.names()
+        module = registry.find(model.name).load() if known else None
+        collections = getattr(module, "WEIGHTS", {})
+    found = read(source, collections, model.name)
+    said = apply(model, found)
+    if found.options:
+        wanted = ", ".join(f"{name}={value!r}" for name, value in found.options.items())
+        said.append(f"Weights of {found.name} want a network that was built with {wanted}.")
+    if found.collection and found.normalization:
+        mean, std = found.normalization
+        said.append(f"They were trained on pixels of 0-255 normalised by mean {mean}, std {std}.")
+    return said
 
 
 def apply(model: keras.Model, source: Source) -> list[str]:
-    """Copy weights into `model`; the last layer may differ in size and then keeps its fresh ones.
+    """Copy weights into `model`; a head may differ in size and then keeps its fresh ones.
 
     Args:
         model: a built model.
         source: from `read`.
 
     Returns:
-        Sentences for people: what was loaded, replaced, or left over.
+        Sentences for people: what was loaded, replaced, or left out.
 
     Raises:
-        InputError: any other layer is missing from the file or has another shape.
+        InputError: any other layer is missing from the file or has another shape, or the file has
+            a layer that the model has no place for; the model is as it was.
     """
-    values = _by_name(model, source) if source.model else _from_h5(model, source.path)
-    weighted = [layer for layer in model.layers if layer.weights]
-    head = weighted[-1]
-    problems = []
-    for layer in weighted:
-        found = values.get(layer.name)
-        wanted = [tuple(v.shape) for v in layer.weights]
-        if found is not None and [np.shape(v) for v in found] == wanted:
-            continue
-        have = "not in the file" if found is None else f"{[np.shape(v) for v in found]} in the file"
-        problems.append((layer, f"{layer.name}: {have}, {wanted} in the model"))
-    wrong = [text for layer, text in problems if layer is not head]
+    weighted = {layer.name: layer for layer in model.layers if layer.weights}
+    heads = _heads(model)
+    if source.tensors.layers is None:
+        values, problems = _from_nameless(model, source.path)
+        extra, dropped, spare = [], [], []
+    else:
+        places, extra, dropped = _places(weighted, source)
+        spare = _spare(list(source.tensors.layers), places, extra, headless=not heads)
+        epsilons = {}
+        found: dict[str, dict[str, Any]] = {}
+        for path, layer in places.items():
+            arrays = found.setdefault(layer, {})
+            if clash := arrays.keys() & source.tensors.layers[path]:
+                raise InputError(
+                    f"{source.path}: {path} and another layer both go to {layer}, with "
+                    f"{', '.join(sorted(clash))} each. It holds another network than {model.name}."
+                )
+            arrays.update(source.tensors.layers[path])
+            if source.collection:
+                epsilons[layer] = source.collection.epsilon
+            if path in source.tensors.epsilons:
+                epsilons[layer] = source.tensors.epsilons[path]
+        bgr = bool(source.collection and source.collection.bgr)
+        values, problems = convert(model, found, source.tensors.layout, epsilons, bgr)
+    wrong = [f"{name}: {why}" for name, why in problems.items() if name not in heads]
+    wrong += [f"{path}: in the file, not in the model" for path in extra if path not in spare]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
             f"{source.path} does not fit {model.name}: {'; '.join(wrong[:3])}{more}. Give the file "
-            "of the same network, built with the same options (alpha, variant)."
+            "of the same network, built with the same options (alpha, variant, input size)."
+            + (f" Names were taken for {source.name}'s." if source.name else "")
         )
-    said = []
-    for layer in weighted:
-        if problems and layer is head:
-            said.append(f"Head replaced: {problems[0][1]}; it starts fresh.")
-        else:
-            layer.set_weights(values[layer.name])
-    loaded = len(weighted) - len(problems)
-    said.insert(0, f"Weights of {loaded} layers loaded from {source.path}.")
-    if not source.model:
+    for name, arrays in values.items():
+        weighted[name].set_weights(arrays)
+    whose = f", named as in {source.name}" if source.name else ""
+    said = [f"Weights of {len(values)} layers loaded from {source.path}{whose}."]
+    if source.origin:
+        said.append(source.origin)
+    said += [f"Head replaced: {name}: {why}; it starts fresh." for name, why in problems.items()]
+    if not source.normalization:
         said.append(
             "The file does not say how pixels were normalised: the new data's mean and std."
         )
-    extra = sorted(set(values) - {layer.name for layer in weighted})
-    if extra:
-        said.append(f"In the file but not in the model: {', '.join(extra)}.")
+    if left := [*extra, *dropped]:
+        said.append(f"In the file but not in the model: {_several(left)}.")
     return said
 
 
-def _by_name(model: keras.Model, source: Source) -> dict[str, list[np.ndarray]]:
-    return {layer.name: layer.get_weights() for layer in source.model.layers if layer.weights}
+def adopt(config: Any, source: Source) -> list[str]:
+    """Give a recipe's configuration the options that a network for these weights is built with.
+
+    Args:
+        config: a dataclass with a field for each of the options.
+        source: from `read`.
+
+    Returns:
+        Sentences for people: what was set.
+
+    Raises:
+        InputError: an option was given otherwise.
+    """
+    said = []
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, value in source.options.items():
+        given, flag = getattr(config, name), f"--{name.replace('_', '-')}"
+        if given == value:
+            continue
+        if given != defaults[name]:
+            raise InputError(
+                f"{flag} {given} contradicts --weights {source.path}: networks of {source.name} "
+                f"are built with {flag} {value}. Leave {flag} out, or take other weights."
+            )
+        setattr(config, name, value)
+        said.append(f"Built with {flag} {value}, as weights of {source.name} want it.")
+    return said
 
 
-def _from_h5(model: keras.Model, path: Path) -> dict[str, list[np.ndarray]]:
-    """Read a `.weights.h5` by Keras' own loader; what it left untouched is what the file lacks."""
+def _several(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _places(
+    weighted: Mapping[str, Any], source: Source
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return the layer of every path in the file; the same for layers that the model lacks; and
+    the paths that are left out on purpose."""
+    paths = list(source.tensors.layers)
+    names = _layer_names(paths, source.collection) if source.collection else paths
+    places, extra, dropped = {}, {}, []
+    for path, name in zip(paths, names, strict=True):
+        # Keras' files name most layers as we do.
+        name = path if name is None else name
+        if name == "":
+            dropped.append(path)
+        else:
+            (places if name in weighted else extra)[path] = name
+    return places, extra, dropped
+
+
+def _spare(
+    paths: list[str], places: Mapping[str, str], extra: Mapping[str, str], headless: bool
+) -> set[str]:
+    """Return the paths that a model without this head does without; others tell another network."""
+    last = max((i for i, path in enumerate(paths) if path in places), default=-1)
+    behind = set(paths[last + 1 :]) if headless else set()
+    return {
+        path
+        for path, name in extra.items()
+        if name == "logits" or name.startswith("aux") or path in behind
+    }
+
+
+def _layer_names(paths: list[str], collection: Collection) -> list[str | None]:
+    """Return the layer of each path by a collection's rules; None where no rule matches."""
+    if callable(collection.names):
+        try:
+            names = collection.names(paths)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # Made for the collection's own paths: others lack the parts that it looks for.
+            return [None] * len(paths)
+        return [names.get(path) for path in paths]
+    return [_by_rules(path, collection.names) for path in paths]
+
+
+def _by_rules(path: str, rules: Rules) -> str | None:
+    for pattern, template in rules:
+        if match := re.fullmatch(pattern, path):
+            return re.sub(
+                r"\{(\d+)([+-]\d+)?\}",
+                lambda part, match=match: _group(match, int(part[1]), part[2]),
+                template,
+            )
+    return None
+
+
+def _group(match: re.Match, number: int, added: str | None) -> str:
+    text = match[number] or ""
+    return str(int(text) + int(added)) if added else text
+
+
+def _heads(model: keras.Model) -> set[str]:
+    """Return the layers whose size is the number of classes: those that give the logits."""
+    heads = set()
+    for tensor in model.outputs:
+        operation = tensor._keras_history.operation
+        if not isinstance(operation, keras.layers.Dense) and operation.name != "logits":
+            continue
+        while not getattr(operation, "weights", None):
+            operation = operation._inbound_nodes[0].input_tensors[0]._keras_history.operation
+        heads.add(operation.name)
+    return heads
+
+
+def _from_nameless(model: keras.Model, path: Path) -> tuple[dict[str, list], dict[str, str]]:
+    """Read a `.weights.h5` of an older Keras, which goes by the order of layers of each class.
+
+    Keras' own loader reads it; what it leaves untouched is what the file lacks.
+    """
     before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     try:
         for layer in model.layers:
@@ -154,11 +343,13 @@ def _from_h5(model: keras.Model, path: Path) -> dict[str, list[np.ndarray]]:
         for layer in model.layers:
             if layer.weights:
                 layer.set_weights(before[layer.name])
-    return {
-        name: values
-        for name, values in after.items()
-        if not any(np.isnan(v).all() for v in values if v.dtype.kind == "f" and v.size)
-    }
+    values, problems = {}, {}
+    for name, arrays in after.items():
+        if any(np.isnan(v).all() for v in arrays if v.dtype.kind == "f" and v.size):
+            problems[name] = "not in the file, or of another shape"
+        else:
+            values[name] = arrays
+    return values, problems
 
 
 def _blank(value: np.ndarray) -> np.ndarray:

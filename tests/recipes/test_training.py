@@ -192,7 +192,7 @@ def test_weights_files_of_both_kinds_fit_or_say_why(tmp_path):
             np.testing.assert_array_equal(a, b)
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.weights.h5").write_text("no HDF5")
-    with pytest.raises(InputError, match="takes a .keras or a .weights.h5"):
+    with pytest.raises(InputError, match="Weights come from a .keras, .weights.h5, "):
         weights.read(tmp_path / "a.txt")
     with pytest.raises(InputError, match="There is no file"):
         weights.read(tmp_path / "missing.keras")
