@@ -19,6 +19,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import numpy as np
 
+from tiffin.recipes.engine import registry
+
 
 def ours(model, form: str, path: Path) -> None:
     """Convert with tiffin, without the verification that `export` adds."""
@@ -42,19 +44,19 @@ def by_keras(model, form: str, path: Path) -> None:
 
 
 def by_torch(name: str, path: Path) -> None:
-    """Convert torchvision's model of the same name with torch.onnx."""
+    """Convert torchvision's or pytorchcv's model of the same name with torch.onnx."""
     import torch
+    from peers import peer
 
-    for operator in ("nms", "qnms"):
-        # Wheels of torchvision for another build of torch lack these; the models use neither.
-        if not hasattr(torch.ops.torchvision, operator):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{operator}", schema)
-    import torchvision
-
-    model = getattr(torchvision.models, name)(weights=None).eval()
+    model = peer(name).eval()
+    size = registry.find(name).variants[name].size
     torch.onnx.export(
-        model, (torch.zeros(1, 3, 224, 224),), path, dynamo=True, external_data=False, verbose=False
+        model,
+        (torch.zeros(1, 3, size, size),),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
     )
 
 

@@ -25,11 +25,10 @@ def one_of(what: str, value: object, allowed: Iterable) -> None:
     """Refuse a value that is not among the allowed ones.
 
     Raises:
-        InputError: it is not; the message has the allowed values.
+        InputError: it is not; the message has the allowed values, of many the nearest.
     """
     allowed = list(allowed)
     if value not in allowed:
-        near = nearest(value, allowed) if isinstance(value, str) else ""
-        raise InputError(
-            f"{what}={value!r} must be one of {', '.join(map(repr, allowed))}{near or '.'}"
-        )
+        if len(allowed) > 4:
+            raise InputError(f"{what}={value!r} is unknown{nearest(str(value), allowed)}")
+        raise InputError(f"{what}={value!r} must be {' or '.join(map(repr, allowed))}.")

@@ -18,6 +18,9 @@ from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.training import Recipe
 
 
+SMALL = 64  # pixels along a side below which the strides made for 224 leave too little
+
+
 class SmoothedCrossentropy(keras.losses.Loss):
     """Cross-entropy of integer labels and logits, smoothed (Szegedy et al. 2016, section 7).
 
@@ -78,6 +81,7 @@ class Classification(Recipe):
     """Rate before the last layer, in [0, 1); default: the recipe's own."""
 
     builder: ClassVar[Callable[..., keras.Model]]
+    small: ClassVar[dict[str, Any]] = {}  # the builder's options below SMALL pixels
     task: ClassVar[str] = "classification"
     monitor: ClassVar[tuple[str, str]] = ("val_accuracy", "max")
     default_size: ClassVar[int] = 224
@@ -87,13 +91,14 @@ class Classification(Recipe):
     ) -> keras.Model:
         """Return the recipe's network, from raw 0-255 RGB pixels to logits.
 
-        Every field of the configuration that is named like an argument of the builder is handed on;
-        a recipe overrides this where an option is more than that.
+        Every field of the configuration that is named like an argument of the builder is handed on,
+        but for None: there `small` decides for small pictures, else the builder.
         """
-        fields = {field.name for field in dataclasses.fields(self)}
-        for name in fields.intersection(registry.options_of(self.builder)):
-            if name != "dropout" or self.dropout is not None:
-                options.setdefault(name, getattr(self, name))
+        known = registry.options_of(self.builder)
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
+        options = {name: value for name, value in given.items() if value is not None} | options
+        if min(input_shape[:2]) < SMALL:
+            options = self.small | options
         if len(self.variants()) > 1:
             options["variant"] = self.model
         return self.builder(

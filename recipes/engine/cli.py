@@ -1,17 +1,23 @@
 """The `tiffin` command. What needs no model answers without loading Keras."""
 
 import argparse
+import ast
+import dataclasses
 import os
 import sys
+from pathlib import Path
 
 from tiffin.export import cli
 from tiffin.export.errors import InputError, nearest
+from tiffin.export.files import make_folder, write_text
 from tiffin.recipes.engine import registry
 
 _DESCRIPTION = """\
 classic deep learning in Keras 3: recipes to train, layers to reuse, checked files for a phone
 
   tiffin list                               every recipe and variant
+  tiffin summary NAME                       layers, parameters, MACs, memory, receptive field
+  tiffin copy NAME FILE.py                  a recipe as a script of your own
   tiffin train NAME [options]               train, evaluate, report; --export for checked files
   tiffin export MODEL.keras DIR [options]   any trained Keras model to ONNX and TFLite files
   tiffin predict FILE IMAGE ...             classify images with a .keras, .onnx or .tflite file
@@ -44,6 +50,94 @@ def show_list() -> None:
             for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+@dataclasses.dataclass
+class Summary:
+    """Show what a network costs, layer by layer: parameters, MACs, memory, receptive field.
+
+    examples:
+      tiffin summary resnet50
+      tiffin summary mobilenet_v2 --size 96 --classes 10 --options alpha=0.5
+      tiffin summary runs/resnet/2026-01-31_12-00-00/model.keras
+    """
+
+    name: str
+    """A variant (`tiffin list` shows all) or a .keras file."""
+    size: int | None = None
+    """Height and width of the input in pixels; default: the variant's own."""
+    classes: int | None = None
+    """Width of the last layer; default: that of the data in `tiffin list`."""
+    options: tuple[str, ...] = ()
+    """Arguments of the builder, such as alpha=0.5 features=True."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from tiffin.export.runtime import quiet
+
+        with quiet():
+            model = self._model()
+            from tiffin.recipes.engine import summary
+
+            text = summary.text(model)
+        print(text)
+
+    def _model(self):
+        if self.name.endswith(".keras"):
+            if self.size or self.classes or self.options:
+                raise InputError("--size, --classes and --options are for variants, not for files.")
+            from tiffin.export.runtime import read_keras
+
+            return read_keras(Path(self.name))
+        entry = registry.find(self.name)
+        row = entry.variants.get(self.name) or next(iter(entry.variants.values()))
+        size, classes = self.size or row.size, self.classes or row.classes
+        given = {}
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            if not equals:
+                raise InputError(f"--options {option}: write NAME=VALUE, such as alpha=0.5.")
+            try:
+                given[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                given[name] = value
+        try:
+            return registry.build(self.name, (size, size, 3), classes, **given)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{self.name} cannot be built so: {error}") from error
+
+
+@dataclasses.dataclass
+class Copy:
+    """Copy a recipe into a script of your own, which runs where it lies.
+
+    examples:
+      tiffin copy resnet50 my_net.py
+      python my_net.py --data photos/ --export
+    """
+
+    name: str
+    """A variant or a recipe; `tiffin list` shows all."""
+    file: Path
+    """The new script."""
+
+    def run(self) -> None:
+        """Copy; an existing file stays as it is."""
+        entry = registry.find(self.name)
+        if self.file.suffix != ".py":
+            raise InputError(f"{self.file} must end in .py: it is a Python script.")
+        if self.file.exists():
+            raise InputError(f"{self.file} exists already: name another file, or remove it first.")
+        make_folder(self.file.parent)
+        write_text(self.file, entry.path.read_text())
+        print(f"{self.file} is the recipe {entry.name}: change it, and run it by")
+        model = f" --model {self.name}" if self.name != entry.name else ""
+        print(f"  python {self.file}{model} --data digits")
+
+
+COMMANDS = {"summary": Summary, "copy": Copy, **cli.COMMANDS}
 
 
 def train(arguments: list[str]) -> None:
@@ -85,10 +179,10 @@ def command(arguments: list[str]) -> None:
         show_list()
     elif given.command == "train":
         train(arguments[1:])
-    elif given.command in cli.COMMANDS:
-        cli.parse(cli.COMMANDS[given.command], arguments[1:], f"tiffin {given.command}")
+    elif given.command in COMMANDS:
+        cli.parse(COMMANDS[given.command], arguments[1:], f"tiffin {given.command}")
     else:
-        known = ["list", "train", *cli.COMMANDS]
+        known = ["list", "train", *COMMANDS]
         raise InputError(f"There is no command '{given.command}'{nearest(given.command, known)}")
 
 

@@ -113,3 +113,37 @@ def test_transfer_on_photos_from_a_folder(tmp_path):
     )
     assert code == 0, said
     assert np.sum([("WBC" in line) for line in out.splitlines()]) >= 18
+
+
+def test_summary_counts_as_the_paper_does():
+    code, out, _ = tiffin("summary", "resnet50")
+    totals = " ".join(out.split())
+    # The paper's table 1 has 3.8 x 10^9; torch's form, strided in the 3x3, 4.09.
+    assert code == 0 and "25,557,032 of them trainable" in totals and "3,858.0 M" in totals
+    assert "receptive field 483 pixels" in totals
+    row = next(line for line in out.splitlines() if line.startswith("| conv2_block1_2_conv "))
+    cells = [cell.strip() for cell in row.split("|")]
+    # 3 x 3 x 64 x 64 weights, each used at 56 x 56 places.
+    assert cells[3:6] == ["56 x 56 x 64", "36,864", f"{56 * 56 * 36_864 / 1e6:.2f}"]
+    code, out, _ = tiffin("summary", "mobilenet_v2", "--options", "alpha=0.35", "--size", 96)
+    assert code == 0 and "mobilenet_v2 at 96 x 96 x 3" in out
+    assert "shortcut='C' must be" in fails("summary", "resnet20", "--options", "shortcut=C")
+    assert "write NAME=VALUE" in fails("summary", "resnet20", "--options", "alpha")
+    assert "no option 'alpha'" in fails("summary", "resnet20", "--options", "alpha=1")
+    assert "no file no.keras" in fails("summary", "no.keras")
+
+
+def test_a_copied_recipe_is_ones_own(tmp_path):
+    code, out, _ = tiffin("copy", "resnet20", "deep/my_net.py", cwd=tmp_path)
+    assert code == 0 and "python deep/my_net.py --model resnet20" in out
+    script = tmp_path / "deep/my_net.py"
+    script.write_text(script.read_text().replace('("conv2", 32, 16)', '("conv2", 32, 4)'))
+    command = [sys.executable, script, "--model", "resnet20", "--epochs", "1"]
+    done = subprocess.run(
+        [*command, "--output", "run"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"recipe": "my_net"' in (tmp_path / "run/metrics.json").read_text()
+    assert "exists already" in fails("copy", "resnet20", script)
+    assert "must end in .py" in fails("copy", "resnet20", tmp_path / "net")
+    assert "no recipe 'resnet2'" in fails("copy", "resnet2", tmp_path / "net.py")
