@@ -17,7 +17,6 @@ from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.training import Recipe
 
-
 SMALL = 64  # pixels along a side below which the strides made for 224 leave too little
 
 
