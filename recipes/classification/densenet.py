@@ -23,7 +23,15 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, conv_bn, dense_block, image_input, transition
+from tiffin.layers import (
+    Top,
+    classifier,
+    conv_bn,
+    dense_block,
+    image_input,
+    padded_max_pooling,
+    transition,
+)
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -185,8 +193,7 @@ def densenet(
         growth = 48 if depth == 161 else 32
         x = conv_bn(x, 2 * growth, 7, stem_stride, name="conv1", **bn)
         x = maps[stem_stride] = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
-        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
-        x = layers.MaxPooling2D(3, 2, name="pool1")(x)
+        x = padded_max_pooling(x, name="pool1")
         stages = [(row[0], row[2 + DEPTHS.index(depth)]) for row in IMAGENET]
         stride = 2 * stem_stride
     else:

@@ -27,7 +27,7 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, fire, image_input
+from tiffin.layers import Top, classifier, fire, image_input, overlapping_max_pooling
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -143,7 +143,8 @@ def squeezenet(
     )(x)
     x = layers.ReLU(name="conv1_relu")(x)  # 109 x 109 x 96
     maps = {stem_stride: x}
-    x, stride = _pool(x, "pool1"), 2 * stem_stride
+    x = overlapping_max_pooling(x, name="pool1")
+    stride = 2 * stem_stride
     for name, squeeze, expand1x1, expand3x3 in FIRES:
         bypass = None
         if variant.endswith("bypass") and x.shape[-1] == expand1x1 + expand3x3:
@@ -152,20 +153,12 @@ def squeezenet(
             bypass = "complex"
         x = maps[stride] = fire(x, squeeze, expand1x1, expand3x3, name=name, bypass=bypass)
         if name in POOLS[version]:
-            x, stride = _pool(x, f"pool{name[-1]}"), 2 * stride
+            x = overlapping_max_pooling(x, name=f"pool{name[-1]}")
+            stride *= 2
 
     if include_top:
         x, pooling = _top(x, classes, dropout), None
     return classifier(variant, image, x, classes, maps, include_top=False, pooling=pooling, **top)
-
-
-def _pool(x, name):
-    """Take maxima of 3x3 with a stride of 2; a last window may hang over the edge, as in Caffe.
-
-    Behind a ReLU a row of zeros changes no maximum. Where no window hangs over, none reads it.
-    """
-    x = layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
-    return layers.MaxPooling2D(3, 2, name=name)(x)
 
 
 def _top(x, classes, dropout):
