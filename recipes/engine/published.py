@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +44,9 @@ def fetch(variant: str, collections: Mapping[str, "Collection"]) -> tuple[str, P
     file, checksum = (entry, _named_checksum(entry)) if isinstance(entry, str) else entry
     address = f"{collection.url}{file}"
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    path = make_folder(Path(home) / "models") / file
+    path = Path(home).expanduser() / "models" / file
     if not path.exists():
+        make_folder(path.parent)
         _download(address, path, checksum)
     elif not _is_published(path, checksum):
         raise InputError(
@@ -80,9 +83,12 @@ def _is_published(path: Path, checksum: str) -> bool:
 
 
 def _download(address: str, path: Path, checksum: str) -> None:
+    print(f"Fetching {address}")
+    # A file gets no bar: it would be thousands of lines.
+    shown = sys.stdout if sys.stdout.isatty() else io.StringIO()
     with replacing(path) as temporary:
         try:
-            with _giving_up():
+            with _giving_up(), contextlib.redirect_stdout(shown):
                 keras.utils.get_file(
                     temporary.name,
                     address,

@@ -216,7 +216,7 @@ class Recipe(abc.ABC):
             print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
         model = self.make_model(data, source.normalization if source else None)
         if self.weights and not self.resume:
-            print("\n".join(weights.apply(self.inference(model), source)))
+            print("\n".join(weights.apply(model, source)))
         if self.freeze:
             weights.freeze(model, self.freeze)
         trained = sum(math.prod(v.shape) for v in model.trainable_variables)

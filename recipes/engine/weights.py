@@ -171,6 +171,7 @@ def apply(model: keras.Model, source: Source) -> list[str]:
     """
     weighted = {layer.name: layer for layer in model.layers if layer.weights}
     heads = _heads(model)
+    auxiliary = {name for name in weighted if name.startswith("aux")}
     if source.tensors.layers is None:
         values, problems = _from_nameless(model, source.path)
         extra, dropped, spare = [], [], []
@@ -193,14 +194,14 @@ def apply(model: keras.Model, source: Source) -> list[str]:
                 epsilons[layer] = source.tensors.epsilons[path]
         bgr = bool(source.collection and source.collection.bgr)
         values, problems = convert(model, found, source.tensors.layout, epsilons, bgr)
-    wrong = [f"{name}: {why}" for name, why in problems.items() if name not in heads]
+    wrong = [f"{name}: {why}" for name, why in problems.items() if name not in heads | auxiliary]
     wrong += [f"{path}: in the file, not in the model" for path in extra if path not in spare]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
             f"{source.path} does not fit {model.name}: {'; '.join(wrong[:3])}{more}. Give the file "
             "of the same network, built with the same options (alpha, variant, input size)."
-            + (f" Names were taken for {source.name}'s." if source.name else "")
+            + (f" The names were taken for those of {source.name}." if source.name else "")
         )
     for name, arrays in values.items():
         weighted[name].set_weights(arrays)
@@ -208,7 +209,13 @@ def apply(model: keras.Model, source: Source) -> list[str]:
     said = [f"Weights of {len(values)} layers loaded from {source.path}{whose}."]
     if source.origin:
         said.append(source.origin)
-    said += [f"Head replaced: {name}: {why}; it starts fresh." for name, why in problems.items()]
+    said += [
+        f"Head replaced: {name}: {why}; it starts fresh."
+        for name, why in problems.items()
+        if name not in auxiliary
+    ]
+    if fresh := sorted(problems.keys() & auxiliary):
+        said.append(f"Of the auxiliary heads, these start fresh: {_several(fresh)}.")
     if not source.normalization:
         said.append(
             "The file does not say how pixels were normalised: the new data's mean and std."
