@@ -18,6 +18,7 @@ Run it:
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal, Unpack
 
 import keras
@@ -58,24 +59,26 @@ def _stages(depth: int) -> list[tuple[str, int, int]]:
     return [(row[0], row[2], row[3 + DEPTHS.index(depth)]) for row in CONFIGURATIONS]
 
 
-def torchvision_names(paths: list[str]) -> dict[str, str]:
-    """Name our layers for the numbered ones of torchvision's `features`."""
+def numbered_names(paths: list[str], fully_connected: tuple[str, ...]) -> dict[str, str]:
+    """Name our layers for the numbered ones of torchvision's and timm's `features`."""
     numbers = sorted({int(p.split(".")[1]) for p in paths if p.startswith("features.")})
     # Without batch normalisation the second module is a ReLU, which has no weights.
     bn = 1 in numbers
-    convolutions = [
-        f"{block}_conv{i + 1}"
+    ours = [
+        f"{block}_conv{i + 1}{end}"
         for block, _, count in _stages(len(numbers) // (1 + bn) + 3)
         for i in range(count)
+        for end in (("", "_bn") if bn else ("",))
     ]
-    ours = [name + end for name in convolutions for end in (("", "_bn") if bn else ("",))]
     names = {f"features.{n}": name for n, name in zip(numbers, ours, strict=True)}
-    return names | {"classifier.0": "fc1", "classifier.3": "fc2", "classifier.6": "logits"}
+    return names | dict(zip(fully_connected, ("fc1", "fc2", "logits"), strict=True))
 
 
 WEIGHTS = {
     "torchvision": Collection(
-        names=torchvision_names,
+        names=functools.partial(
+            numbered_names, fully_connected=("classifier.0", "classifier.3", "classifier.6")
+        ),
         files={
             "vgg11": "vgg11-8a719046.pth",
             "vgg13": "vgg13-19584684.pth",
@@ -104,6 +107,11 @@ WEIGHTS = {
                 "cbe5617147190e668d6c5d5026f83318",
             ),
         },
+    ),
+    "timm": Collection(
+        names=functools.partial(
+            numbered_names, fully_connected=("pre_logits.fc1", "pre_logits.fc2", "head.fc")
+        ),
     ),
     "pytorchcv": Collection(
         names=(
@@ -142,8 +150,8 @@ def vgg(
         hidden: width of the two hidden fully connected layers; less than the paper's 4096 is a
             departure for small pictures.
         dropout: rate behind each hidden layer, in [0, 1).
-        use_bias: whether convolutions before batch normalisation have a bias, as torchvision's and
-            pytorchcv's `bn_vgg11b`; False is pytorchcv's `bn_vgg11`. The bias does nothing there.
+        use_bias: whether convolutions before batch normalisation have a bias, which does nothing
+            there: torchvision's and pytorchcv's `bn_vgg11b` have, pytorchcv's `bn_vgg11` has not.
         pool_padding: "valid", where pooling drops the last pixel of an odd side, or "same", which
             keeps it: a departure for pictures below 32 pixels.
         include_top: False leaves out all fully connected layers.

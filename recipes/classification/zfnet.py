@@ -90,6 +90,7 @@ WEIGHTS = {
             (r"output\.fc([12])\.fc", "fc{1+5}"),
             (r"output\.fc3", "logits"),
         ),
+        options={"groups": 1, "stem_padding": 0, "lrn": "conv", "lrn_alpha": 2e-5},
     ),
 }
 
@@ -99,11 +100,11 @@ def zfnet(
     input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
     classes: int = 1000,
     *,
-    groups: int | None = None,
+    groups: int = 2,
     lrn: str | None = None,
     lrn_alpha: float = 1e-4,
     stem_stride: int | None = None,
-    stem_padding: int | None = None,
+    stem_padding: int = 2,
     hidden: int = 4096,
     dropout: float = 0.5,
     include_top: bool = True,
@@ -112,23 +113,23 @@ def zfnet(
 ) -> keras.Model:
     """Build ZFNet or AlexNet.
 
-    pytorchcv's `zfnet` and `zfnetb` are ours with `lrn="conv", lrn_alpha=2e-5`, its `alexnet` with
-    `groups=1, stem_padding=0, lrn_alpha=2e-5`, its `alexnetb` is `alexnet_owt`.
+    pytorchcv's nets are ours with `groups=1, stem_padding=0, lrn="conv", lrn_alpha=2e-5`; its
+    `alexnetb` is `alexnet_owt`, its ungrouped `alexnet` has 62,378,344 parameters.
 
     Args:
         variant: one of `VARIANTS`.
-        input_shape: `(height, width, channels)` in pixels; a smaller picture than the strides
-            leave anything of is refused. At 224 AlexNet's first map has the paper's 55x55 pixels
-            by 2 pixels of padding, which the paper does not mention.
+        input_shape: `(height, width, channels)` in pixels. At least 35 for alexnet and
+            47 for zfnet; with a smaller `stem_stride` 21 (2) or 14 (1), and 26 (1).
         classes: width of the last layer.
-        groups: of alexnet's layers 2, 4 and 5. None: the paper's 2; 1 undoes the split.
-        lrn: where response normalisation stands in layers 1 and 2: "conv" (before pooling:
-            alexnet), "pool" (behind it: zfnet, figure 3) or "none". None: the variant's own.
+        groups: of alexnet's layers 2, 4 and 5: the paper's 2, or 1, which undoes the split.
+        lrn: where response normalisation stands in layers 1 and 2: "conv" (before pooling, as in
+            alexnet) or "pool" (behind it: figure 3). None: the variant's own; alexnet_owt has none.
         lrn_alpha: its alpha as the paper's formula counts it; 2e-5 is what torch and Caffe write
             as 1e-4. Its other constants are n = 5, k = 2 and beta = 0.75.
         stem_stride: stride of the first convolution. None: the paper's 4 or 2. Less is a departure
             for small pictures: at 28x28 the paper's leaves nothing.
-        stem_padding: zeros around the picture, in pixels. None: 2 (alexnet), 1 (zfnet).
+        stem_padding: zeros around alexnet's picture, in pixels. The paper mentions none, but its
+            first map of 55x55 pixels at 224 takes 2.
         hidden: width of the two hidden fully connected layers; less than the paper's 4096 is a
             departure for small pictures.
         dropout: rate behind each hidden layer, in [0, 1).
@@ -141,21 +142,23 @@ def zfnet(
         ValueError: fully connected layers for pictures of any size.
     """
     one_of("variant", variant, VARIANTS)
-    one_of("groups", groups, (None, 1, 2))
-    one_of("lrn", lrn, (None, "conv", "pool", "none"))
+    one_of("groups", groups, (2, 1))
+    one_of("lrn", lrn, (None, "conv", "pool"))
     one_of("stem_stride", stem_stride, (None, 1, 2, 4))
-    one_of("stem_padding", stem_padding, (None, 0, 1, 2))
+    one_of("stem_padding", stem_padding, (2, 1, 0))
     if hidden < 1:
         raise InputError(f"hidden={hidden} must be at least 1; the papers have 4096.")
-    lrn = lrn or {"alexnet": "conv", "alexnet_owt": "none"}.get(variant, "pool")
-    alexnet, second = variant.startswith("alexnet"), variant in ("alexnet_owt", "zfnetb")
+    lrn = None if variant == "alexnet_owt" else lrn or ("conv" if variant == "alexnet" else "pool")
+    second = variant in ("alexnet_owt", "zfnetb")
     rows = []
-    for name, size, stride, padding, maps_a, split, maps_b in ALEXNET if alexnet else ZFNET:
+    for row in ALEXNET if variant.startswith("alexnet") else ZFNET:
+        name, size, stride, padding, filters, split, others = row
         if name == "conv1":
             stride = stem_stride or stride
-            padding = padding if stem_padding is None else stem_padding
-        split = 1 if second else min(split, groups or split)
-        rows.append((name, size, stride, padding, maps_b if second else maps_a, split))
+            padding = stem_padding if variant == "alexnet" else padding
+        if second:
+            filters, split = others, 1
+        rows.append((name, size, stride, padding, filters, min(split, groups)))
     smallest = next(side for side in itertools.count(1) if _left(side, rows))
     if any(side is not None and side < smallest for side in input_shape[:2]):
         raise InputError(
@@ -219,10 +222,14 @@ class Config(Classification):
     """
 
     model: str = "zfnet"
-    groups: Literal[1, 2] | None = None
-    """Of alexnet's layers 2, 4 and 5; default: the paper's 2."""
-    lrn: Literal["conv", "pool", "none"] | None = None
+    groups: Literal[1, 2] = 2
+    """Of alexnet's layers 2, 4 and 5."""
+    lrn: Literal["conv", "pool"] | None = None
     """Where response normalisation stands; default: the paper's place."""
+    lrn_alpha: float = 1e-4
+    """Its alpha, as the paper's formula counts it: a fifth of what torch and Caffe write."""
+    stem_padding: Literal[0, 1, 2] = 2
+    """Zeros around alexnet's picture, in pixels."""
     stem_stride: int | None = None
     """Stride of the first convolution; default: the paper's 4 or 2, below 64 pixels 2 or 1."""
     hidden: int | None = None
