@@ -20,6 +20,22 @@ BLOCKS = {
     "inception_reduction": lambda x: layers.inception_module(
         x, (0, 4, 4, 4, 4, 0), name="a", third="double_3x3", stride=2
     ),
+    "squeeze_excitation": lambda x: layers.squeeze_excitation(x, 2, name="se"),
+    "grouped_bottleneck": lambda x: layers.bottleneck_block(
+        x, 4, 2, name="b", stride_in="3x3", groups=2, se_reduction=4
+    ),
+    "factorized_inception": lambda x: layers.factorized_inception(
+        x, [[(4, (1, 3)), (4, (3, 1))], [(4, 1), [(4, (1, 3)), (4, (3, 1))]]], name="m"
+    ),
+    "factorized_inception_mean": lambda x: layers.factorized_inception(
+        x, [[("avg",), (4, 1)], [("max", 1)]], name="m"
+    ),
+    "factorized_inception_zeros": lambda x: layers.factorized_inception(
+        x, [[("avg",), (4, 1)], [("max", 1)]], name="m", count_zeros=True
+    ),
+    "scaled_residual": lambda x: layers.ScaledResidual(0.1)([x, keras.layers.Conv2D(4, 1)(x)]),
+    "fire": lambda x: layers.fire(x, 2, 2, 2, name="f", bypass="simple"),
+    "dense_block": lambda x: layers.transition(layers.dense_block(x, 2, 4, name="d"), 4, name="t"),
     "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
 }
 # What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
@@ -27,9 +43,15 @@ ONNX_OPERATIONS = {
     "batch_normalization": {"Conv"},
     "grouped_convolution": {"Conv"},
     "local_response": {"LRN"},
+    "squeeze_excitation": {"Conv", "Relu", "Sigmoid", "Mul"},
+    "grouped_bottleneck": {"Conv", "Relu", "Sigmoid", "Mul", "Add"},
+    "fire": {"Conv", "Relu", "Concat", "Add"},
     "inception": {"Conv", "Relu", "MaxPool", "Concat"},
     "inception_average": {"Conv", "Relu", "AveragePool", "Concat"},
     "inception_reduction": {"Conv", "Relu", "MaxPool", "Concat"},
+    "factorized_inception": {"Conv", "Relu", "Concat"},
+    "factorized_inception_mean": {"Conv", "Relu", "AveragePool", "MaxPool", "Concat"},
+    "scaled_residual": {"Conv", "Mul", "Add"},
 }
 
 

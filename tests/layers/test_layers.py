@@ -274,12 +274,137 @@ def test_inception_module_is_torchs(third, pool, count_zeros, stride, filters):
     np.testing.assert_allclose(values(model(x)), np.concatenate(branches, -1), rtol=1e-4, atol=1e-4)
 
 
+def randomised(x, y):
+    """Return the model between two tensors with random weights, and those by layer name."""
+    model = keras.Model(x, y)
+    for layer in model.layers:
+        shapes = [w.shape for w in layer.weights]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([normal(*shapes[0]) ** 2 + 0.5 * (i == 3) for i in range(4)])
+        else:
+            layer.set_weights([normal(*shape) for shape in shapes])
+    return model, {layer.name: layer.get_weights() for layer in model.layers}
+
+
+def pre_activated(x, weights, name, padding, epsilon):
+    """Apply BN, ReLU and a convolution without bias by torch in float64."""
+    bn = [torch.from_numpy(w).double() for w in weights[f"{name}_bn"]]
+    x = torch.from_numpy(np.asarray(x)).double().movedim(-1, 1)
+    x = torch.nn.functional.batch_norm(x, bn[2], bn[3], bn[0], bn[1], eps=epsilon).relu()
+    (kernel,) = weights[f"{name}_conv"]
+    x = x.movedim(1, -1).numpy()
+    return torch_conv(x, kernel, np.zeros(kernel.shape[-1]), padding=padding)
+
+
+def test_dense_block_is_torchs():
+    x, epsilon = keras.Input((5, 6, 4)), 1e-2
+    model, weights = randomised(
+        x, layers.dense_block(x, 2, 3, name="d", drop_rate=0.5, epsilon=epsilon)
+    )
+    images = wanted = normal(2, 5, 6, 4)
+    for block in ("d_block1", "d_block2"):
+        named = {**weights, "a_bn": weights[f"{block}_0_bn"], "a_conv": weights[f"{block}_1_conv"]}
+        named |= {"b_bn": weights[f"{block}_1_bn"], "b_conv": weights[f"{block}_2_conv"]}
+        new = pre_activated(wanted, named, "a", 0, epsilon)
+        assert new.shape[-1] == 12
+        new = pre_activated(new, named, "b", 1, epsilon)
+        wanted = np.concatenate([wanted, new], axis=-1)
+    assert wanted.shape == (2, 5, 6, 10)
+    found = values(model(images))
+    np.testing.assert_allclose(found / wanted.std(), wanted / wanted.std(), atol=1e-5)
+
+
+def test_dense_layer_without_bottleneck():
+    x = keras.Input((5, 6, 4))
+    model, weights = randomised(x, layers.dense_layer(x, 3, name="d", bottleneck=False))
+    images = normal(2, 5, 6, 4)
+    weights |= {"d_bn": weights["d_0_bn"], "d_conv": weights["d_2_conv"]}
+    wanted = np.concatenate([images, pre_activated(images, weights, "d", 1, 1e-5)], axis=-1)
+    np.testing.assert_allclose(values(model(images)), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_transition_drops_an_odd_last_row():
+    x = keras.Input((5, 6, 4))
+    model, weights = randomised(x, layers.transition(x, 3, name="t"))
+    images = normal(2, 5, 6, 4)
+    wanted = pre_activated(images, weights, "t", 0, 1e-5)[:, :4].reshape(2, 2, 2, 3, 2, 3)
+    np.testing.assert_allclose(values(model(images)), wanted.mean((2, 4)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bypass", [None, "simple", "complex"])
+def test_fire_is_torchs(bypass):
+    x = keras.Input((5, 6, 8))
+    model, weights = randomised(x, layers.fire(x, 3, 3, 5, name="f", bypass=bypass))
+    images = normal(2, 5, 6, 8)
+    squeezed = np.maximum(torch_conv(images, *weights["f_squeeze1x1"]), 0)
+    wide = [torch_conv(squeezed, *weights[f"f_expand{n}x{n}"], padding=n // 2) for n in (1, 3)]
+    wanted = np.maximum(np.concatenate(wide, axis=-1), 0)
+    if bypass:
+        wanted += torch_conv(images, *weights["f_bypass"]) if bypass == "complex" else images
+    np.testing.assert_allclose(values(model(images)), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_inception_module_strides_alike_on_odd_sides():
     image = keras.Input((7, 5, 4))
     x = layers.inception_module(
         image, (0, 2, 2, 2, 2, 0), name="module", third="double_3x3", stride=2
     )
     assert x.shape == (None, 4, 3, 8)
+
+
+def test_squeeze_excitation_is_the_papers_formula():
+    image = keras.Input((5, 4, 8))
+    model = keras.Model(image, layers.squeeze_excitation(image, 4, name="se"))
+    model.set_weights([normal(*w.shape) for w in model.weights])
+    x = normal(3, 5, 4, 8)
+    reduce, expand = (
+        [w.astype("float64") for w in model.get_layer(name).get_weights()]
+        for name in ("se_reduce", "se_expand")
+    )
+    assert reduce[0].shape == (1, 1, 8, 2)
+    squeezed = x.astype("float64").mean((1, 2))
+    hidden = np.maximum(squeezed @ reduce[0][0, 0] + reduce[1], 0)
+    weights = 1 / (1 + np.exp(-(hidden @ expand[0][0, 0] + expand[1])))
+    np.testing.assert_allclose(values(model(x)), x * weights[:, None, None], atol=1e-5)
+
+
+def test_grouped_bottleneck_is_torchs():
+    image = keras.Input((9, 9, 8))
+    options = {"stride_in": "3x3", "widths": (6, 12), "groups": 3, "shortcut_kernel": 3}
+    block = layers.bottleneck_block(image, 4, 2, name="b", se_reduction=4, **options)
+    model = keras.Model(image, block)
+    # Batch normalisation as it starts: mean 0, variance 1.
+    kernels = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            layer.set_weights([normal(*w.shape) * 0.3 for w in layer.weights])
+            kernels[layer.name.removeprefix("b_").removesuffix("_conv")] = layer.get_weights()
+
+    def conv(x, name, **options):
+        kernel, *bias = kernels[name]
+        zero = np.zeros(kernel.shape[-1], "float32")
+        return torch_conv(x, kernel, bias[0] if bias else zero, **options)
+
+    def bn(x):
+        return x / np.sqrt(1 + 1e-5)
+
+    x = normal(2, 9, 9, 8)
+    y = np.maximum(bn(conv(x, "1")), 0)
+    y = np.maximum(bn(conv(y, "2", groups=3, stride=2, padding=1)), 0)
+    y = bn(conv(y, "3"))
+    gate = conv(np.maximum(conv(y.mean((1, 2), keepdims=True), "se_reduce"), 0), "se_expand")
+    skip = bn(conv(x, "0", stride=2, padding=1))
+    wanted = np.maximum(skip + y / (1 + np.exp(-gate)), 0)
+    np.testing.assert_allclose(values(model(x)), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_padded_max_pooling_is_torchs(size):
+    x = np.abs(normal(2, size, size + 1, 3))
+    image = keras.Input(x.shape[1:])
+    model = keras.Model(image, layers.padded_max_pooling(image, name="pool1"))
+    y = torch.nn.functional.max_pool2d(torch.from_numpy(x).permute(0, 3, 1, 2), 3, 2, 1)
+    np.testing.assert_allclose(values(model(x)), y.permute(0, 2, 3, 1).numpy())
 
 
 LAYERS = {
@@ -336,6 +461,7 @@ def test_layers_survive_a_keras_file(name, tmp_path):
             lambda: layers.bottleneck_block(keras.Input((4, 4, 2)), 2, name="a", stride_in="1"),
             "stride_in",
         ),
+        (lambda: layers.squeeze_excitation(keras.Input((4, 4, 2)), 3, name="a"), "reduction=3"),
         (
             lambda: layers.inverted_residual(keras.Input((4, 4, 2)), 2, expansion=0, name="a"),
             "expansion",
@@ -358,3 +484,85 @@ def test_layers_survive_a_keras_file(name, tmp_path):
 def test_nonsense_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+# Branches of every kind that the tables know.
+FACTORIZED = {
+    "one": [(3, 1)],
+    "long": [(4, 1), (5, (1, 7)), (6, (7, 1))],
+    "wide": [(4, 3), [(2, (1, 3)), (3, (3, 1))]],
+    "mean": [("avg",), (3, 1)],
+    "largest": [("max", 1)],
+}
+
+
+@pytest.mark.parametrize("count_zeros", [False, True])
+def test_factorized_inception_is_torchs_branch_by_branch(count_zeros):
+    image = keras.Input((9, 8, 4))
+    model = keras.Model(
+        image, layers.factorized_inception(image, FACTORIZED, name="m", count_zeros=count_zeros)
+    )
+    for layer in model.layers:
+        layer.set_weights([RANDOM.uniform(0.5, 1.5, w.shape) for w in layer.weights])
+        if isinstance(layer, keras.layers.Conv2D):
+            layer.set_weights([normal(*w.shape) for w in layer.weights])
+    x = normal(2, 9, 8, 4)
+
+    def convolve(x, name):
+        kernel = values(model.get_layer(f"m_{name}_conv").kernel)
+        padding = tuple(n // 2 for n in kernel.shape[:2])
+        y = torch_conv(x, kernel, np.zeros(kernel.shape[-1], "float32"), padding=padding)
+        weights = [values(w).astype("float64") for w in model.get_layer(f"m_{name}_bn").weights]
+        gamma, beta, mean, variance = weights
+        return np.maximum((y - mean) / np.sqrt(variance + 1e-3) * gamma + beta, 0)
+
+    def pooled(function, **options):
+        y = torch.from_numpy(x).double().permute(0, 3, 1, 2)
+        return function(y, 3, 1, 1, **options).permute(0, 2, 3, 1).numpy()
+
+    mean = pooled(torch.nn.functional.avg_pool2d, count_include_pad=count_zeros)
+    wide = convolve(x, "wide_1")
+    wanted = [
+        convolve(x, "one"),
+        convolve(convolve(convolve(x, "long_1"), "long_2"), "long_3"),
+        convolve(wide, "wide_1x3"),
+        convolve(wide, "wide_3x1"),
+        convolve(mean, "mean"),
+        pooled(torch.nn.functional.max_pool2d),
+    ]
+    wanted = np.concatenate(wanted, -1)
+    np.testing.assert_allclose(
+        values(model(x)) / wanted.std(), wanted / wanted.std(), rtol=0, atol=1e-5
+    )
+
+
+def test_factorized_inception_names_its_convolutions_in_the_order_of_the_table():
+    names = layers.inception_layers("m", FACTORIZED)
+    assert names == [
+        *("m_one", "m_long_1", "m_long_2", "m_long_3"),
+        *("m_wide_1", "m_wide_1x3", "m_wide_3x1", "m_mean"),
+    ]
+    assert layers.inception_layers("m", FACTORIZED.values())[:2] == ["m_branch1", "m_branch2_1"]
+
+
+def test_reductions_of_factorized_inception_see_whole_windows_only():
+    x = keras.Input((8, 9, 4))
+    branches = [[(3, 3, 2)], [("max", 2)], [(2, 1), (2, 3, 1, "valid"), (2, 3), ("max", 2)]]
+    assert layers.factorized_inception(x, branches[:2], name="m").shape == (None, 3, 4, 7)
+    assert layers.factorized_inception(x, branches[2:], name="m").shape == (None, 2, 3, 2)
+
+
+def test_scaled_residual():
+    layer = layers.ScaledResidual.from_config(layers.ScaledResidual(0.17).get_config())
+    x, y = normal(2, 3, 3, 4), normal(2, 3, 3, 4)
+    np.testing.assert_allclose(values(layer([x, y])), x + 0.17 * y.astype("float64"), atol=1e-6)
+    assert layer.compute_output_shape([x.shape, y.shape]) == x.shape
+
+
+@pytest.mark.parametrize("size, kernel", [((17, 17), (5, 5)), ((5, 8), (1, 2))])
+def test_auxiliary_head_shrinks_its_kernel_to_what_is_left(size, kernel):
+    x = keras.Input((*size, 4))
+    y = layers.inception_auxiliary_head(x, 3, name="auxiliary")
+    model = keras.Model(x, y)
+    assert y.shape == (None, 3)
+    assert model.get_layer("auxiliary_conv1_conv").kernel_size == kernel
