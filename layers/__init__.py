@@ -3,8 +3,21 @@
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
 from tiffin.layers.convolution import GroupedConv2D
 from tiffin.layers.dense_block import dense_block, dense_layer, transition
+from tiffin.layers.factorized_inception import (
+    INCEPTION_STEM,
+    SMALLEST_WITH_AUXILIARY,
+    ScaledResidual,
+    check_inception,
+    conv_bn_relu,
+    factorized_inception,
+    inception_auxiliary_head,
+    inception_layers,
+    inception_stem,
+    inception_stem_strides,
+    largest_stem_stride,
+)
 from tiffin.layers.fire import fire
-from tiffin.layers.inception import ceil_max_pooling, conv_relu, inception_module
+from tiffin.layers.inception import conv_relu, inception_module, require_size
 from tiffin.layers.network import (
     Top,
     classification_head,
@@ -28,36 +41,62 @@ from tiffin.layers.residual import (
     padded_conv,
     padded_max_pooling,
 )
+from tiffin.layers.separable import depthwise_conv, separable_block
+from tiffin.layers.shuffle import (
+    ChannelShuffle,
+    ChannelSplit,
+    ShuffledConcatenate,
+    shuffle_unit,
+    shuffle_unit_v2,
+)
 from tiffin.layers.squeeze_excitation import squeeze_excitation
 
 __all__ = [
+    "INCEPTION_STEM",
+    "SMALLEST_WITH_AUXILIARY",
     "BatchNormalization",
+    "ChannelShuffle",
+    "ChannelSplit",
     "GroupedConv2D",
     "ImageNormalization",
     "LocalResponseNormalization",
     "Maxout",
     "MaxoutConv2D",
     "PReLU",
+    "ScaledResidual",
+    "ShuffledConcatenate",
     "Top",
     "ZeroPaddedShortcut",
     "basic_block",
     "bottleneck_block",
-    "ceil_max_pooling",
+    "check_inception",
     "classification_head",
     "classifier",
     "conv_bn",
+    "conv_bn_relu",
     "conv_relu",
     "dense_block",
     "dense_layer",
+    "depthwise_conv",
+    "factorized_inception",
     "fire",
     "hidden_layers",
     "image_input",
+    "inception_auxiliary_head",
+    "inception_layers",
     "inception_module",
+    "inception_stem",
+    "inception_stem_strides",
     "inverted_residual",
+    "largest_stem_stride",
     "make_divisible",
     "overlapping_max_pooling",
     "padded_conv",
     "padded_max_pooling",
+    "separable_block",
+    "shuffle_unit",
+    "shuffle_unit_v2",
+    "require_size",
     "squeeze_excitation",
     "transition",
 ]
