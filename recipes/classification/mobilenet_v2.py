@@ -66,18 +66,26 @@ _TORCHVISION = (
 _PYTORCHCV = (
     (r"features\.init_block\.conv", "Conv1"),
     (r"features\.init_block\.bn", "bn_Conv1"),
+    (r"features\.stage1\.unit1\.conv2\.conv", "expanded_conv_depthwise"),
+    (r"features\.stage1\.unit1\.conv2\.bn", "expanded_conv_depthwise_BN"),
+    (r"features\.stage1\.unit1\.conv3\.conv", "expanded_conv_project"),
+    (r"features\.stage1\.unit1\.conv3\.bn", "expanded_conv_project_BN"),
     *(
-        (rf"features\.stage{stage}\.unit(\d)\.conv{number}\.{kind}", f"{block}_{layer}{ending}")
-        for stage, block in (
-            (1, "expanded_conv"),
-            *((stage, f"block_{{1+{before}}}") for stage, before in _BLOCKS_BEFORE.items()),
+        (
+            rf"features\.stage{stage}\.unit(\d)\.conv{number}\.{kind}",
+            f"block_{{1+{before}}}_{layer}{ending}",
         )
+        for stage, before in _BLOCKS_BEFORE.items()
         for number, layer in ((1, "expand"), (2, "depthwise"), (3, "project"))
         for kind, ending in (("conv", ""), ("bn", "_BN"))
     ),
     (r"features\.final_block\.conv", "Conv_1"),
     (r"features\.final_block\.bn", "Conv_1_bn"),
     (r"output", "logits"),
+)
+_FIRST_EXPANSION = (
+    (r"features\.stage1\.unit1\.conv1\.conv", "expanded_conv_expand"),
+    (r"features\.stage1\.unit1\.conv1\.bn", "expanded_conv_expand_BN"),
 )
 WEIGHTS = {
     "keras.applications": Collection(
@@ -92,12 +100,12 @@ WEIGHTS = {
         options={"padding": "symmetric"},
         files={"mobilenet_v2": "mobilenet_v2-b0353104.pth"},
     ),
-    "pytorchcv": Collection(
-        names=_PYTORCHCV,
-        options={"padding": "symmetric", "divisor": 1, "expand_first": True},
-    ),
     "pytorchcv (mobilenetv2b)": Collection(
         names=_PYTORCHCV, options={"padding": "symmetric", "divisor": 1}
+    ),
+    "pytorchcv": Collection(
+        names=(*_FIRST_EXPANSION, *_PYTORCHCV),
+        options={"padding": "symmetric", "divisor": 1, "expand_first": True},
     ),
 }
 

@@ -59,9 +59,7 @@ CONV5 = {"shufflenet_v2_x2_0": 2048}  # the others of V2 have 1024, V1 none
 
 # pytorchcv counts stages from 1. In V2, where we follow it, layers 4 and 5 are the left branch.
 _PYTORCHCV = (
-    (r"features\.init_block\.(?:conv\.)?(conv|bn)", "conv1_{1}"),
     (r"features\.stage(\d)\.unit(\d)\.\w+_(conv|bn)(\d)", "stage{1+1}_unit{2}_{4}_{3}"),
-    (r"features\.final_block\.(conv|bn)", "conv5_{1}"),
     (r"output", "logits"),
 )
 WEIGHTS = {
@@ -93,7 +91,15 @@ WEIGHTS = {
             "shufflenet_v2_x2_0": "shufflenetv2_x2_0-8be3c8ee.pth",
         },
     ),
-    "pytorchcv": Collection(names=_PYTORCHCV),
+    "pytorchcv": Collection(names=((r"features\.init_block\.(conv|bn)", "conv1_{1}"), *_PYTORCHCV)),
+    "pytorchcv (shufflenetv2)": Collection(
+        names=(
+            (r"features\.init_block\.conv\.(conv|bn)", "conv1_{1}"),
+            (r"features\.final_block\.(conv|bn)", "conv5_{1}"),
+            *_PYTORCHCV,
+        ),
+        options={"pool_padding": "end"},
+    ),
 }
 
 
