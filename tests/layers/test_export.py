@@ -36,6 +36,15 @@ BLOCKS = {
     "scaled_residual": lambda x: layers.ScaledResidual(0.1)([x, keras.layers.Conv2D(4, 1)(x)]),
     "fire": lambda x: layers.fire(x, 2, 2, 2, name="f", bypass="simple"),
     "dense_block": lambda x: layers.transition(layers.dense_block(x, 2, 4, name="d"), 4, name="t"),
+    "separable": lambda x: layers.separable_block(
+        keras.layers.Conv2D(4, 1)(x), 8, 2, name="1", padding="symmetric"
+    ),
+    "shuffle": lambda x: layers.shuffle_unit(
+        keras.layers.Conv2D(4, 1)(x), 16, 2, groups=2, first_groups=1, name="u"
+    ),
+    "shuffle_v2": lambda x: layers.shuffle_unit_v2(
+        layers.shuffle_unit_v2(keras.layers.Conv2D(4, 1)(x), 8, 2, name="a"), 8, name="b"
+    ),
     "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
 }
 # What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
@@ -52,6 +61,8 @@ ONNX_OPERATIONS = {
     "factorized_inception": {"Conv", "Relu", "Concat"},
     "factorized_inception_mean": {"Conv", "Relu", "AveragePool", "MaxPool", "Concat"},
     "scaled_residual": {"Conv", "Mul", "Add"},
+    "separable": {"Conv", "Clip"},
+    "shuffle_v2": {"Conv", "Relu", "Split", "Unsqueeze", "Concat"},
 }
 
 
@@ -86,3 +97,21 @@ def test_layers_leave(block, tmp_path):
             <= ONNX_OPERATIONS[block]
             | {*("Transpose", "GlobalAveragePool", "Squeeze", "Flatten", "Reshape", "Gemm")}
         )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="converters read TensorFlow")
+@pytest.mark.parametrize(("block", "transposes"), [("shuffle", 2), ("shuffle_v2", 1)])
+def test_shuffles_cost_no_stray_transposes(block, transposes, tmp_path):
+    """One takes the picture to channels first; one more shuffles where there is a shuffle."""
+    import onnx
+
+    export(
+        model_of(block),
+        tmp_path,
+        formats=("onnx",),
+        precisions=("fp32",),
+        logits=True,
+        say=lambda _: None,
+    )
+    graph = onnx.load(tmp_path / f"{block}_fp32.onnx").graph
+    assert [node.op_type for node in graph.node].count("Transpose") == transposes

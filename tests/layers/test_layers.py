@@ -566,3 +566,63 @@ def test_auxiliary_head_shrinks_its_kernel_to_what_is_left(size, kernel):
     model = keras.Model(x, y)
     assert y.shape == (None, 3)
     assert model.get_layer("auxiliary_conv1_conv").kernel_size == kernel
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_channel_shuffle_is_torchs(groups):
+    x = normal(2, 3, 5, 12)
+    wanted = torch.nn.ChannelShuffle(groups)(torch.from_numpy(x).permute(0, 3, 1, 2))
+    wanted = wanted.permute(0, 2, 3, 1).numpy()
+    layer = layers.ChannelShuffle.from_config(layers.ChannelShuffle(groups).get_config())
+    np.testing.assert_array_equal(values(layer(x)), wanted)
+    parts = [ops.convert_to_tensor(part) for part in np.split(x, groups, axis=-1)]
+    np.testing.assert_array_equal(values(layers.ShuffledConcatenate()(parts)), wanted)
+
+
+def test_shuffles_of_open_pictures_know_their_shapes():
+    x = keras.Input((None, 7, 6))
+    assert layers.ChannelShuffle(3)(x).shape == (None, None, 7, 6)
+    left, right = layers.ChannelSplit()(x)
+    assert left.shape == right.shape == (None, None, 7, 3)
+    y = layers.ShuffledConcatenate()([left, right])
+    assert y.shape == (None, None, 7, 6)
+    picture = normal(2, 4, 7, 6)
+    wanted = values(layers.ChannelShuffle(2)(picture))
+    np.testing.assert_array_equal(values(keras.Model(x, y)(picture)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x: layers.ChannelShuffle(0), "groups=0"),
+        (lambda x: layers.ChannelShuffle(4)(x), "multiple of 4"),
+        (lambda x: layers.ChannelSplit(0), "parts=0"),
+        (lambda x: layers.ChannelSplit(4)(x), "multiple of 4"),
+        (lambda x: layers.ShuffledConcatenate()([x, x[..., :3]]), "inputs of one shape"),
+        (lambda x: layers.shuffle_unit(x, 8, groups=2, name="u"), "from 6 to 8"),
+        (lambda x: layers.shuffle_unit_v2(x, 8, name="u"), "from 6 to 8"),
+        (lambda x: layers.depthwise_conv(x, name="d", padding="valid"), "padding='valid'"),
+    ],
+)
+def test_shuffle_and_depthwise_layers_say_what_is_wrong(make, said):
+    with pytest.raises(ValueError, match=said):
+        make(keras.Input((4, 4, 6)))
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("size", [8, 9])
+def test_strided_depthwise_convolution_pads_as_tensorflow_or_torch(padding, size):
+    image = keras.Input((size, size, 4))
+    model = keras.Model(image, layers.depthwise_conv(image, 2, name="d", padding=padding))
+    x, kernel = normal(2, size, size, 4), normal(3, 3, 4, 1)
+    model.set_weights([kernel])
+    # TensorFlow pads even sizes below and to the right only.
+    before = 0 if padding == "same" and size == 8 else 1
+    padded = np.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
+    wanted = torch.nn.functional.conv2d(
+        torch.from_numpy(padded).double().permute(0, 3, 1, 2),
+        torch.from_numpy(kernel).double().permute(2, 3, 0, 1),
+        stride=2,
+        groups=4,
+    )
+    np.testing.assert_allclose(values(model(x)), wanted.permute(0, 2, 3, 1).numpy(), atol=1e-5)
