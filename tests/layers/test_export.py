@@ -12,6 +12,9 @@ BLOCKS = {
     "prelu": lambda x: layers.PReLU(alpha_initializer="random_normal")(x),
     "batch_normalization": lambda x: layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(x)),
     "grouped_convolution": lambda x: layers.GroupedConv2D(8, 3, groups=2, strides=2)(x),
+    "overlapping_pooling": lambda x: layers.overlapping_max_pooling(
+        keras.layers.ReLU()(x), name="pool"
+    ),
     "local_response": lambda x: layers.LocalResponseNormalization(3, 1.0, 0.2)(x),
     "inception": lambda x: layers.inception_module(x, [4] * 6, name="a"),
     "inception_average": lambda x: layers.inception_module(
@@ -52,6 +55,7 @@ ONNX_OPERATIONS = {
     "batch_normalization": {"Conv"},
     "grouped_convolution": {"Conv"},
     "local_response": {"LRN"},
+    "overlapping_pooling": {"Relu", "MaxPool"},
     "squeeze_excitation": {"Conv", "Relu", "Sigmoid", "Mul"},
     "grouped_bottleneck": {"Conv", "Relu", "Sigmoid", "Mul", "Add"},
     "fire": {"Conv", "Relu", "Concat", "Add"},

@@ -217,6 +217,35 @@ def test_local_response_normalization_trains():
     )
 
 
+@pytest.mark.parametrize("size", [(7, 9), (8, 6), (7, 8), (8, 5), (2, 2), (3, 2)])
+def test_overlapping_max_pooling_is_torchs_ceil_mode(size):
+    """Whether the layer knows the size or not."""
+    x = np.abs(normal(2, *size, 3))
+    theirs = torch.nn.functional.max_pool2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2), 3, 2, ceil_mode=True
+    )
+    for known in (size, (None, None)):
+        image = keras.Input((*known, 3))
+        model = keras.Model(image, layers.overlapping_max_pooling(image, name="pool"))
+        np.testing.assert_array_equal(values(model(x)), theirs.permute(0, 2, 3, 1).numpy())
+    assert [layer.name for layer in model.layers[1:]] == ["pool_pad", "pool"]
+
+
+def test_hidden_layers():
+    image = keras.Input((3, 2, 4))
+    x = layers.hidden_layers(image, 5, 0.5, names=("fc1", "fc2", "fc3"))
+    model = keras.Model(image, x)
+    assert [layer.name for layer in model.layers[1:]] == [
+        *("flatten", "fc1", "fc1_dropout", "fc2", "fc2_dropout", "fc3")
+    ]
+    wanted = pixels = normal(2, 3, 2, 4)
+    wanted = wanted.reshape(2, -1).astype("float64")
+    for name in ("fc1", "fc2", "fc3"):
+        kernel, bias = model.get_layer(name).get_weights()
+        wanted = np.maximum(wanted @ kernel + bias, 0)
+    np.testing.assert_allclose(values(model(pixels)), wanted, atol=1e-5)
+
+
 def test_zero_padded_shortcut():
     x = normal(2, 5, 6, 3)
     layer = layers.ZeroPaddedShortcut(7, 2)
@@ -450,6 +479,10 @@ def test_layers_survive_a_keras_file(name, tmp_path):
         (lambda: layers.ImageNormalization((1, 2), (1, 2, 3)), "as many"),
         (lambda: layers.ImageNormalization((1, 2), 1).build((None, 4, 4, 3)), "channels"),
         (lambda: layers.ImageNormalization(float("nan"), 1), "finite"),
+        (
+            lambda: layers.hidden_layers(keras.Input((None, 4, 2)), 3, 0.0, names=("fc1",)),
+            "include_top=False",
+        ),
         (lambda: layers.LocalResponseNormalization(4), "n=4"),
         (lambda: layers.LocalResponseNormalization(5, 0), "k=0"),
         (lambda: layers.LocalResponseNormalization(5, alpha=-1), "alpha=-1"),
