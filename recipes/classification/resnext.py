@@ -152,7 +152,7 @@ def resnext(
 class Config(Classification):
     """Train a ResNeXt (Xie et al. 2016, arXiv 1611.05431).
 
-    The paper's CIFAR-10 training is --model resnext29_8x64d --epochs 300 --batch-size 128
+    The authors' CIFAR-10 training is --model resnext29_8x64d --epochs 300 --batch-size 128
     --weight-decay 5e-4 --schedule step --milestones 0.5 0.75 --augment random_crop horizontal_flip.
 
     examples:

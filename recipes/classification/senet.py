@@ -2,8 +2,8 @@
 
 Before a block's output joins the shortcut, every channel is scaled by a number between 0 and 1 that
 two small layers compute from the means of all channels: the network turns up what this picture
-needs and turns down the rest. It costs hardly any arithmetic, a tenth of the parameters, and brings
-ResNet-50 to the accuracy of ResNet-101. SENet-154 won the last ImageNet challenge.
+needs and turns down the rest. It costs hardly any arithmetic and a tenth more parameters, and takes
+ResNet-50 close to ResNet-101. SENet-154 was among the winners of ImageNet's challenge of 2017.
 
 Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks (2017), arXiv 1709.01507.
 

@@ -21,7 +21,7 @@ PUBLISHED = {
     "preact_resnet164": (1_703_258, PYTORCHCV_CIFAR),
     "preact_resnet1001": (10_327_706, PYTORCHCV_CIFAR + "; the paper's table 4: 10.2 M"),
 }
-SLOW = ("preact_resnet200", "preact_resnet1001")
+SLOW = ("preact_resnet152", "preact_resnet200", "preact_resnet1001")
 
 
 def full(*cases):
