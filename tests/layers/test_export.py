@@ -64,7 +64,7 @@ ONNX_OPERATIONS = {
     "inception_reduction": {"Conv", "Relu", "MaxPool", "Concat"},
     "factorized_inception": {"Conv", "Relu", "Concat"},
     "factorized_inception_mean": {"Conv", "Relu", "AveragePool", "MaxPool", "Concat"},
-    "scaled_residual": {"Conv", "Mul", "Add"},
+    "scaled_residual": {"Conv", "Add"},
     "separable": {"Conv", "Clip"},
     "shuffle_v2": {"Conv", "Relu", "Split", "Unsqueeze", "Concat"},
 }
