@@ -133,7 +133,7 @@ class Classification(Recipe):
             normalization = [round(float(m), 3) for m in mean], [round(float(s), 3) for s in std]
         shape = (*data.train.size, 3)
         try:
-            model = self.build(shape, len(data.classes), normalization)
+            model = self.build(shape, len(data.classes), normalization, **self.built_with)
             if isinstance(model.output, dict):
                 model = WithAuxiliaryHeads(model.input, model.output, name=model.name)
             return model

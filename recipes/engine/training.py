@@ -10,9 +10,10 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import keras
+import tyro
 
 from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
@@ -87,6 +88,10 @@ class Recipe(abc.ABC):
     """Folder of this run; default: runs/<recipe>/<time>."""
     resume: bool = False
     """Go on with the run in --output, or with the newest of this recipe, with its own options."""
+    built_with: Annotated[dict[str, Any], tyro.conf.Fixed, tyro.conf.Suppress] = dataclasses.field(
+        default_factory=dict
+    )
+    """Options of the builder that no field here has, and that --weights asked for."""
 
     task: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
@@ -430,8 +435,6 @@ def parse(
         prog: how the command is called, for the help.
         model: the variant that was asked for by name; a run of another is not resumed.
     """
-    import tyro
-
     default = kind(**({"model": model} if model else {}))
     config = tyro.cli(kind, args=arguments, prog=prog, default=default)
     if not config.resume:

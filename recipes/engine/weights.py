@@ -84,6 +84,7 @@ def read(
     source: str | Path,
     collections: Mapping[str, Collection] | None = None,
     variant: str = "",
+    model: keras.Model | None = None,
 ) -> Source:
     """Read weights and find out whose names their layers have.
 
@@ -92,6 +93,7 @@ def read(
         collections: a recipe's table `WEIGHTS`; keys that begin with "keras" are for files of
             Keras, the others for those of torch. The one whose rules match most paths counts.
         variant: the model's name, for `imagenet`.
+        model: where it exists already; it decides between collections of equal names.
 
     Raises:
         InputError: no such file, another kind of file, or a damaged one; nothing published, or
@@ -114,7 +116,13 @@ def read(
     if tensors.layers is None or not alike:
         return Source(path, tensors)
     paths = list(tensors.layers)
-    name = min(alike, key=lambda name: _layer_names(paths, alike[name]).count(None))
+    layers = {layer.name for layer in model.layers if layer.weights} if model else set()
+
+    def unlike(name: str) -> tuple[int, int]:
+        names = _layer_names(paths, alike[name])
+        return names.count(None), len(layers.symmetric_difference(names)) if model else 0
+
+    name = min(alike, key=unlike)
     return Source(path, tensors, name, alike[name])
 
 
@@ -144,7 +152,7 @@ def load_weights(
         known = model.name in registry.names()
         module = registry.find(model.name).load() if known else None
         collections = getattr(module, "WEIGHTS", {})
-    found = read(source, collections, model.name)
+    found = read(source, collections, model.name, model)
     said = apply(model, found)
     if found.options:
         wanted = ", ".join(f"{name}={value!r}" for name, value in found.options.items())
@@ -229,7 +237,7 @@ def adopt(config: Any, source: Source) -> list[str]:
     """Give a recipe's configuration the options that a network for these weights is built with.
 
     Args:
-        config: a dataclass with a field for each of the options.
+        config: what a recipe can be told; options that it has no field for go into `built_with`.
         source: from `read`.
 
     Returns:
@@ -241,6 +249,10 @@ def adopt(config: Any, source: Source) -> list[str]:
     said = []
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, value in source.options.items():
+        if name not in defaults:
+            config.built_with = {**config.built_with, name: value}
+            said.append(f"Built with {name}={value!r}, as weights of {source.name} want it.")
+            continue
         given, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if given == value:
             continue
