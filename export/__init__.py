@@ -4,6 +4,7 @@ import importlib
 
 _HOMES = {
     "export": "tiffin.export.stage",
+    "explain": "tiffin.export.sensitivity",
     "load": "tiffin.export.runtime",
     "load_image": "tiffin.export.images",
     "ExportError": "tiffin.export.errors",

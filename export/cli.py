@@ -66,6 +66,8 @@ class Export:
     """How much accuracy fp16 and int8 may lose; a file that loses more is not handed out."""
     name: str | None = None
     """Stem of the file names; default: the model's own name."""
+    explain: bool = False
+    """Print layer by layer what int8 costs, and write the table to explain.csv."""
     imports: tuple[str, ...] = ()
     """Python modules that define the model's own layers."""
 
@@ -95,6 +97,7 @@ class Export:
             logits=self.logits,
             max_loss=self.max_loss,
             name=self.name,
+            explain=self.explain,
             task="classification" if labels else None,
         )
         print(documents.files_table(manifest))

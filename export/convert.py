@@ -7,7 +7,7 @@ serialise the weights; each format puts them back where it needs them.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -81,6 +81,9 @@ class Interface:
         ]
         if self.softmax:
             self.outputs = (dataclasses.replace(self.outputs[0], name="probabilities"),)
+        self.layers = frozenset(
+            layer.name for layer in self.model._flatten_layers(include_self=False)
+        )
         self.normalization = normalization
         if normalization is not None:
             mean, std = (np.asarray(value, np.float32) for value in normalization)
@@ -206,9 +209,7 @@ class Traced:
 
     def layer(self, node: str) -> str | None:
         """Return the innermost Keras layer in an operation's name, such as `net/conv1/Relu`."""
-        parts = re.split(r"[/:]", node)
-        bases = [re.sub(r"_\d+$", "", part) if part not in self.layers else part for part in parts]
-        return next((part for part in reversed(bases) if part in self.layers), None)
+        return layer_in(node, self.layers)
 
     def kernels(self) -> set[str]:
         """Return the weights that only stand as kernels of convolutions and matrix products."""
@@ -233,6 +234,13 @@ class Traced:
                 node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
                 node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
         return graph
+
+
+def layer_in(operation: str, layers: Collection[str]) -> str | None:
+    """Return the innermost Keras layer in an operation's name, such as `net/conv1/Relu`."""
+    parts = re.split(r"[/:]", operation)
+    bases = [re.sub(r"_\d+$", "", part) if part not in layers else part for part in parts]
+    return next((part for part in reversed(bases) if part in layers), None)
 
 
 def trace(interface: Interface, batch: int | None) -> Traced:
@@ -286,8 +294,7 @@ def trace(interface: Interface, batch: int | None) -> Traced:
         for mark in ("_XlaMustCompile", "_noinline"):
             part.attr.pop(mark, None)
     outputs = [tensor.name for tensor in function.outputs]
-    layers = frozenset(layer.name for layer in interface.model._flatten_layers(include_self=False))
-    traced = Traced(graph, inputs, outputs, weights, layers)
+    traced = Traced(graph, inputs, outputs, weights, interface.layers)
     small = {n for n, value in weights.items() if value.ndim < 2 and value.size <= _SMALL}
     with tf.Graph().as_default():
         tf.import_graph_def(traced.with_constants(small), name="")

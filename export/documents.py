@@ -10,6 +10,7 @@ from tiffin.export.metadata import LABELS_FILE, labels_text
 
 CARD = "README.md"
 MANIFEST = "manifest.json"
+TABLE = "explain.csv"
 
 
 def write(directory: str | os.PathLike, manifest: Mapping) -> None:
@@ -66,6 +67,9 @@ def files_table(manifest: Mapping) -> str:
     if reference:
         value, examples = reference["value"], reference["examples"]
         text += f"\n\nKeras itself: {reference['metric']} {value:.2%} of {examples} examples."
+    for file in manifest["files"]:
+        if kept := file.get("float_layers"):
+            text += f"\n\n{file['file']} has in float32 what int8 breaks: {', '.join(kept)}."
     for failure in manifest["failed"]:
         text += f"\n\nNot handed out: {failure['file']}: {failure['reason']}"
     return text
@@ -95,7 +99,7 @@ def _card(manifest: Mapping, sample_names: Sequence[str]) -> str:
     ]
     bounds = [f"- {precision}: {_words(bound)}" for precision, bound in manifest["bounds"].items()]
     quantized = [
-        f"- `{f['file']}`: {_words(f['quantization'])}"
+        f"- `{f['file']}`: {_words(f['quantization'])}{_in_float(f)}"
         for f in manifest["files"]
         if f["quantization"]
     ]
@@ -140,6 +144,17 @@ def _limits(manifest: Mapping) -> str:
     if manifest["reference"] is None:
         text += " No accuracy was measured: the export was given no examples with known answers."
     return text
+
+
+def _in_float(file: Mapping) -> str:
+    """Say which layers an int8 file has in float32, and why."""
+    if not (kept := file.get("float_layers")):
+        return ""
+    names = ", ".join(f"`{name}`" for name in kept)
+    return (
+        f"; left in float32, as in int8 they cost more than the bound allows: {names} "
+        f"([all layers]({TABLE}))"
+    )
 
 
 def _words(value: Mapping | str) -> str:

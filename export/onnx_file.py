@@ -2,16 +2,19 @@
 
 import contextlib
 import logging
+import math
 import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tiffin.export.convert import Interface, Traced
 from tiffin.export.errors import ExportError
+from tiffin.export.sensitivity import Step, Unit, units
 
 # 18 turns a global average pooling into Transpose and ReduceMean.
 OPSET = 17
@@ -122,7 +125,7 @@ def reduce(proto, precision: str, interface: Interface, calibration):
         case "fp16":
             _halve(result)
         case "int8":
-            result = _quantize(result, calibration)
+            result = Quantizer(result, calibration)()
         case "int8_dynamic":
             result = _quantize_dynamically(result)
     return result
@@ -145,34 +148,154 @@ def _halve(proto) -> None:
     proto.graph.node.extend(nodes)
 
 
-def _quantize(proto, calibration: dict[str, np.ndarray]):
-    import onnx
-    from onnxruntime import quantization
+class Quantizer:
+    """Makes int8 files of one float32 model, whole or in part, from one calibration.
 
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            count = len(next(iter(calibration.values())))
-            self.feeds = (
-                {name: array[i : i + 8] for name, array in calibration.items()}
-                for i in range(0, count, 8)
+    Args:
+        model: `onnx.ModelProto` from `to_onnx`.
+        calibration: arrays by input name.
+    """
+
+    def __init__(self, model, calibration: dict[str, np.ndarray]):
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, quant_utils
+        from onnxruntime.quantization.calibrate import create_calibrator
+
+        class Reader(CalibrationDataReader):
+            def __init__(self):
+                count = len(next(iter(calibration.values())))
+                self.feeds = (
+                    {name: array[i : i + 8] for name, array in calibration.items()}
+                    for i in range(0, count, 8)
+                )
+
+            def get_next(self):
+                return next(self.feeds, None)
+
+        with _quietly(), tempfile.TemporaryDirectory() as folder:
+            self.model = quant_utils.save_and_reload_model_with_shape_infer(model)
+            path = Path(folder) / "model.onnx"
+            onnx.save(model, path)
+            observer = create_calibrator(path, _QUANTIZED, str(Path(folder) / "observed.onnx"))
+            observer.collect_data(Reader())
+            self._ranges = observer.compute_data()
+
+    def __call__(self, only: Unit | None = None, keep: Sequence[Unit] = (), outputs=()):
+        """Return the model in int8: QDQ, weights per channel, unsigned activations.
+
+        Args:
+            only: the one unit to quantise; None for all.
+            keep: units to leave in float32.
+            outputs: names of tensors that the file shall return, too, as by `exposed`.
+        """
+        from onnxruntime import quantization
+
+        model = exposed(self.model, outputs)
+        with _quietly():
+            work = quantization.QDQQuantizer(
+                model,
+                True,  # per channel
+                False,
+                quantization.QuantType.QInt8,
+                quantization.QuantType.QUInt8,
+                self._ranges,
+                [*only.nodes] if only else [],
+                [node for unit in keep for node in unit.nodes],
+                _QUANTIZED,
+                {},
             )
+            work.quantize_model()
+        _shield(work.model.model, {unit.nodes[0] for unit in keep})
+        work.model.topological_sort()
+        return work.model.model
 
-        def get_next(self):
-            return next(self.feeds, None)
+    def units(self) -> list[Unit]:
+        """Return the parts of the model that are int8 or float as a whole."""
+        constants = {t.name: tuple(t.dims) for t in self.model.graph.initializer}
+        steps = []
+        for node in self.model.graph.node:
+            operands = [constants[name] for name in node.input if name in constants]
+            steps.append(
+                Step(
+                    node.name,
+                    node.op_type,
+                    [name for name in _reads([node]) if name and name not in constants],
+                    [*node.output],
+                    max((math.prod(shape) for shape in operands), default=0),
+                    node.op_type in _QUANTIZED,
+                )
+            )
+        return units(steps)
 
-    with _quietly(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        quantization.quantize_static(
-            proto,
-            path,
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=_QUANTIZED,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-        return onnx.load(path)
+    def ends(self) -> list[str]:
+        """Return the model's outputs, before their softmax or sigmoid if they have one."""
+        makers = {name: node for node in self.model.graph.node for name in node.output}
+        result = []
+        for output in self.model.graph.output:
+            node = makers.get(output.name)
+            last = node is not None and node.op_type in ("Softmax", "Sigmoid")
+            result.append(node.input[0] if last else output.name)
+        return result
+
+
+def _shield(proto, names: Collection[str]) -> None:
+    """Keep onnxruntime from rounding the weights of these nodes by itself.
+
+    It does so, with one scale for a whole kernel, where a node stands between DequantizeLinear and
+    QuantizeLinear. A sum of one term is the copy that its optimizer leaves alone.
+    """
+    import onnx
+
+    rounded = {n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    for node in [n for n in proto.graph.node if n.name in names and n.input[0] in rounded]:
+        copy = f"{node.name}/float32"
+        proto.graph.node.append(onnx.helper.make_node("Sum", [node.input[0]], [copy], copy))
+        node.input[0] = copy
+
+
+def exposed(proto, tensors: Sequence[str]):
+    """Return a copy that returns inner tensors as further outputs, named `inner/0` and so on.
+
+    What is quantised right behind a tensor is returned as its readers see it: rounded.
+    """
+    import onnx
+
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    rounding = {n.input[0]: n for n in result.graph.node if n.op_type == "QuantizeLinear"}
+    for i, tensor in enumerate(tensors):
+        # A second reader of the integers leaves the file's own fused kernels as they are.
+        if node := rounding.get(tensor):
+            read, operation = [node.output[0], *node.input[1:]], "DequantizeLinear"
+        else:
+            read, operation = [tensor], "Identity"
+        name = f"inner/{i}"
+        result.graph.node.append(onnx.helper.make_node(operation, read, [name], name))
+        kind = onnx.TensorProto.FLOAT
+        result.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    return result
+
+
+def kept(proto, units: Sequence[Unit]) -> list[Unit]:
+    """Return the units that an int8 file has in float32: those that read something unrounded."""
+    rounded = {n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    nodes = {node.name: node for node in proto.graph.node}
+    heads = [(unit, nodes.get(unit.nodes[0])) for unit in units]
+    return [
+        unit for unit, node in heads if node and not rounded.issuperset(filter(None, node.input))
+    ]
+
+
+def read(path: Path):
+    """Return a file's content as `Quantizer` and `exposed` take it."""
+    import onnx
+
+    return onnx.load(path)
+
+
+def serialized(proto) -> bytes:
+    """Return the bytes of a file."""
+    return proto.SerializeToString()
 
 
 def _quantize_dynamically(proto):

@@ -13,8 +13,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tiffin.export import files, metadata, runtime, verify
-from tiffin.export.convert import Interface, trace
+from tiffin.export import documents, files, metadata, runtime, sensitivity, verify
+from tiffin.export.convert import Interface, layer_in, trace
 from tiffin.export.errors import ExportError, InputError, nearest
 
 FORMATS = ("onnx", "tflite")
@@ -57,6 +57,7 @@ def export(
     task: str | None = None,
     max_loss: float = 0.01,
     description: str | None = None,
+    explain: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Export a Keras model to ONNX and TFLite files that were run and compared before.
@@ -64,7 +65,9 @@ def export(
     Each file is run in onnxruntime or LiteRT and held against Keras on evaluation data (else on
     calibration data, else on seeded random inputs). What keeps its bound is published under
     `{name}_{precision}.{format}`, with `manifest.json`, documents and code samples; all at once, at
-    the end. An older export of the same name is replaced.
+    the end. An older export of the same name is replaced. An int8 file that misses its bound is
+    made again with the few layers in float32 that cost most; the manifest lists them as the file's
+    `float_layers`, and the table of all layers is written to `explain.csv`.
 
     Args:
         model: a `keras.Model` whose inputs are static but for the batch, on any backend. Inputs
@@ -88,6 +91,7 @@ def export(
         task: such as `classification`, for the manifest.
         max_loss: how much of the metric fp16 and int8 may lose, absolute.
         description: one or more sentences for the manifest, the model card and the files.
+        explain: say, layer by layer, what int8 costs, and write it to `explain.csv`.
         say: called with each line of progress.
 
     Returns:
@@ -138,13 +142,17 @@ def export(
         "failed": [],
     }
     manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"])
+    tables: dict[str, list[sensitivity.Row]] = {}
     with _workshop(directory) as workshop:
         for kind in formats:
-            for precision, content in _files(kind, interface, precisions, calibration):
+            source = _Source(kind, interface, calibration)
+            for precision in precisions:
                 path = workshop / f"{name}_{precision}.{kind}"
                 entry = {"file": path.name, "format": kind, "precision": precision}
                 try:
-                    entry |= _check_file(content, path, kind, precision, judge, manifest)
+                    entry |= _check_file(
+                        source, path, precision, judge, manifest, tables, explain, say
+                    )
                 except ExportError as error:
                     path.unlink(missing_ok=True)
                     manifest["failed"].append(entry | {"reason": str(error)})
@@ -152,7 +160,10 @@ def export(
                 else:
                     manifest["files"].append(entry)
                     say(_line(entry))
-        _publish(workshop, directory, name, manifest)
+                if explain and path.name in tables:
+                    for line in sensitivity.table(tables[path.name]).splitlines():
+                        say(line)
+        _publish(workshop, directory, name, manifest, tables)
     if manifest["failed"]:
         raise _failure(manifest, directory)
     return manifest
@@ -178,9 +189,8 @@ def dry_run(model, formats: Sequence[str] = ("onnx", "tflite"), **options) -> No
     judge = _Judge(interface, None, None, None, 0.0, ("fp32",))
     with tempfile.TemporaryDirectory() as folder:
         for kind in formats:
-            for precision, content in _files(kind, interface, ("fp32",), None):
-                path = Path(folder) / f"dry_run.{kind}"
-                _check_file(content, path, kind, precision, judge, None)
+            source = _Source(kind, interface, None)
+            _check_file(source, Path(folder) / f"dry_run.{kind}", "fp32", judge, None)
     return None
 
 
@@ -290,43 +300,104 @@ def _workshop(directory: Path):
         yield Path(folder)
 
 
-def _files(kind: str, interface: Interface, precisions, calibration):
-    """Yield each precision with a function that makes the file's content.
+class _Source:
+    """Makes the files of one format from one trace, one float32 conversion and one calibration.
 
-    The functions share one trace and one float32 conversion, made by the first that is called; a
-    model that cannot be converted fails in each of them.
+    A model that cannot be converted fails in each of them.
     """
 
-    @functools.cache
-    def base():
+    def __init__(self, kind: str, interface: Interface, calibration):
+        self.kind, self.interface, self.calibration = kind, interface, calibration
+        self.home = sensitivity.home(kind)
+
+    @functools.cached_property
+    def _converted(self):
         try:
-            if kind == "onnx":
-                from tiffin.export.onnx_file import to_onnx
-
-                return to_onnx(interface, trace(interface, None))
-            from tiffin.export.tflite_file import to_tflite
-
-            return to_tflite(interface, trace(interface, 1))
+            if self.kind == "onnx":
+                return self.home.to_onnx(self.interface, trace(self.interface, None))
+            return self.home.to_tflite(self.interface, trace(self.interface, 1))
         except ExportError as error:
             return error
 
-    def make(precision: str):
-        found = base()
-        if isinstance(found, ExportError):
-            raise found
-        if kind == "onnx":
-            from tiffin.export import onnx_file as home
-        else:
-            from tiffin.export import tflite_file as home
-        return home.reduce(found, precision, interface, calibration)
+    @property
+    def model(self):
+        """The float32 model."""
+        if isinstance(self._converted, ExportError):
+            raise self._converted
+        return self._converted
 
-    for precision in precisions:
-        yield precision, functools.partial(make, precision)
+    @functools.cached_property
+    def quantizer(self):
+        return self.home.Quantizer(self.model, self.calibration)
+
+    def make(self, precision: str):
+        if precision == "int8":
+            return self.quantizer()
+        return self.home.reduce(self.model, precision, self.interface, self.calibration)
+
+    def study(self, inputs) -> sensitivity.Study:
+        layers = self.interface.layers
+        return sensitivity.Study(
+            self.kind, self.quantizer, inputs, lambda name: layer_in(name, layers)
+        )
 
 
-def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _Judge, manifest):
-    """Make, describe, write, run and judge one file; returns its entries in the manifest."""
-    content = make()
+def _check_file(
+    source: _Source,
+    path: Path,
+    precision: str,
+    judge: _Judge,
+    manifest: Mapping | None,
+    tables: dict | None = None,
+    explain: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Make, describe, write, run and judge one file; returns its entries in the manifest.
+
+    Of an int8 file that misses its bound, those with some layers in float32 are tried. Tables of
+    layers, where there are any, are added to `tables`.
+    """
+    content = source.make(precision)
+    written = _write(content, path, source.kind, manifest)
+    entry, reason = judge(path, precision)
+    if precision == "int8":
+        entry["float_layers"] = []
+        if reason or explain:
+            if reason:
+                say(f"{path.name}: {reason}. Looking for the layers that cost most.")
+            study, kept = source.study(judge.inputs), []
+            for kept in study.choices() if reason else ():
+                content = source.quantizer(keep=kept)
+                written = _write(content, path, source.kind, manifest)
+                entry, still = judge(path, precision)
+                if not still:
+                    entry["float_layers"] = [study.names[u] for u in study.units if u in kept]
+                    reason = None
+                    break
+            tables[path.name] = study.rows(content, kept)
+            if reason:
+                raise ExportError(f"In {path.name}, {reason}. {_worst(study, len(kept))}")
+    elif reason:
+        raise ExportError(f"In {path.name}, {reason}. {_blame(judge, source.kind, precision)}")
+    entry |= written
+    entry["quantization"] = _QUANTIZATION.get(
+        (source.kind, precision), _QUANTIZATION.get(precision)
+    )
+    if manifest:
+        from tiffin.export.benchmark import measure
+
+        speed = measure(path, threads=1, seconds=0.5)
+        entry["latency_ms"] = {
+            "median": speed["median_ms"],
+            "p95": speed["p95_ms"],
+            "threads": speed["threads"],
+        }
+        entry["peak_memory_mb"] = speed["peak_memory_mb"]
+    return entry | {"verified": True}
+
+
+def _write(content, path: Path, kind: str, manifest: Mapping | None) -> dict:
+    """Describe and write a file; returns what the manifest says about its bytes."""
     described = (
         {k: manifest[k] for k in ("name", "description", "labels", "inputs", "outputs")}
         if manifest
@@ -342,25 +413,18 @@ def _check_file(make: Callable, path: Path, kind: str, precision: str, judge: _J
         content = metadata.add_tflite(content, **described)
     with files.writing(path):
         path.write_bytes(content)
-    entry, reason = judge(path, precision)
-    if reason:
-        raise ExportError(f"In {path.name}, {reason}. {_blame(judge, kind, precision)}")
-    entry |= extra | {
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "quantization": _QUANTIZATION.get((kind, precision), _QUANTIZATION.get(precision)),
-    }
-    if manifest:
-        from tiffin.export.benchmark import measure
+    return extra | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
-        speed = measure(path, threads=1, seconds=0.5)
-        entry["latency_ms"] = {
-            "median": speed["median_ms"],
-            "p95": speed["p95_ms"],
-            "threads": speed["threads"],
-        }
-        entry["peak_memory_mb"] = speed["peak_memory_mb"]
-    return entry | {"verified": True}
+
+def _worst(study: sensitivity.Study, tried: int) -> str:
+    """Tell of an int8 file that leaving its worst layers in float32 did not help."""
+    shown = ", ".join(
+        f"'{study.names[unit]}' ({study.alone[unit]:.1f} dB)" for unit in study.ranked()[:4]
+    )
+    return (
+        f"It is no better with the {tried} layers in float32 that cost most; these, with the "
+        f"signal over noise that each leaves alone: {shown}. {documents.TABLE} has all layers."
+    )
 
 
 def _blame(judge: _Judge, kind: str, precision: str) -> str:
@@ -391,8 +455,7 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"probe.{kind}"
         try:
-            _, make = next(_files(kind, probe, (precision,), judge.calibration))
-            content = make()
+            content = _Source(kind, probe, judge.calibration).make(precision)
         except ExportError:
             return "No layer can be singled out: the model does not convert with its inner results."
         path.write_bytes(content if kind == "tflite" else content.SerializeToString())
@@ -414,10 +477,10 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
     return f"No layer stands out: the error grows step by step, to {worst[1]:.2g} in '{worst[0]}'."
 
 
-def _publish(workshop: Path, directory: Path, name: str, manifest: dict) -> None:
+def _publish(
+    workshop: Path, directory: Path, name: str, manifest: dict, tables: Mapping[str, list]
+) -> None:
     """Rename what passed into place, and remove what an older export left under these names."""
-    from tiffin.export import documents
-
     kept = {entry["file"] for entry in manifest["files"]}
     for precision in PRECISIONS:
         for kind in FORMATS:
@@ -426,6 +489,10 @@ def _publish(workshop: Path, directory: Path, name: str, manifest: dict) -> None
                 (workshop / file).replace(directory / file)
             else:
                 (directory / file).unlink(missing_ok=True)
+    if tables:
+        files.write_text(directory / documents.TABLE, sensitivity.csv_text(tables))
+    else:
+        (directory / documents.TABLE).unlink(missing_ok=True)
     documents.write(directory, manifest)
 
 
@@ -442,6 +509,8 @@ def _line(entry: Mapping) -> str:
         parts.append(f"metric {entry['metric']:.4g}")
     if "latency_ms" in entry:
         parts.append(f"{entry['latency_ms']['median']:.3g} ms")
+    if kept := entry.get("float_layers"):
+        parts.append(f"in float32: {', '.join(kept)}")
     return ", ".join(parts)
 
 

@@ -1,15 +1,19 @@
 """A traced model to TFLite."""
 
 import contextlib
+import functools
 import io
 import re
 import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from tiffin.export import runtime
 from tiffin.export.convert import Interface, Traced
 from tiffin.export.errors import ExportError
+from tiffin.export.sensitivity import Step, Unit, units
 
 SIGNATURE = "serving_default"
 
@@ -60,6 +64,8 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
     """
     if precision == "fp32":
         return model
+    if precision == "int8":
+        return Quantizer(model, calibration)()
     from litert_quantizer import algorithm_manager, qtyping, quantizer, recipe
 
     names, operations = algorithm_manager.AlgorithmName, qtyping.TFLOperationName
@@ -81,18 +87,164 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
                     names.FLOAT_CASTING,
                 )
                 result = work.quantize()
-            case "int8":
-                _refuse_loops(model)
-                work.load_quantization_recipe(recipe.static_wi8_ai8())
-                # In int8 a probability could move in steps of 1/256 only.
-                work.update_quantization_recipe(
-                    ".*", operations.SOFTMAX, algorithm_key=names.NO_QUANTIZE
-                )
-                result = work.quantize(_ranges(model, calibration))
             case "int8_dynamic":
                 work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
                 result = work.quantize()
     return _finished(bytes(result.quantized_model))
+
+
+class Quantizer:
+    """Makes int8 files of one float32 model, whole or in part, from one calibration.
+
+    Args:
+        model: a `.tflite` file from `to_tflite`.
+        calibration: arrays by input name.
+
+    Raises:
+        ExportError: the model holds a loop, which cannot be calibrated.
+    """
+
+    def __init__(self, model: bytes, calibration: dict[str, np.ndarray]):
+        _refuse_loops(model)
+        self.model = model
+        self._exposed = functools.lru_cache(1)(functools.partial(exposed, model))
+        with _quietly():
+            self._ranges = _ranges(model, calibration)
+
+    def __call__(
+        self, only: Unit | None = None, keep: Sequence[Unit] = (), outputs: Sequence[str] = ()
+    ) -> bytes:
+        """Return the model in int8: weights per channel; a softmax, inputs and outputs in float32.
+
+        Args:
+            only: the one unit to quantise; None for all.
+            keep: units to leave in float32.
+            outputs: names of tensors that the file shall return, too, as by `exposed`.
+        """
+        from litert_quantizer import algorithm_manager, qtyping, quantizer, recipe
+
+        never, operations = algorithm_manager.AlgorithmName.NO_QUANTIZE, qtyping.TFLOperationName
+        model = self._exposed(tuple(outputs))
+        work = quantizer.Quantizer(bytearray(model))
+        rules = recipe.static_wi8_ai8()
+        if only:
+            rules = [rule | {"regex": _matching([only])} for rule in rules]
+        with _quietly():
+            work.load_quantization_recipe(rules)
+            # In int8 a probability could move in steps of 1/256 only.
+            free = [operations.SOFTMAX]
+            if only or keep:
+                # A unit in float at an end must not meet rounded values there.
+                free += [operations.INPUT, operations.OUTPUT]
+            for operation in free:
+                work.update_quantization_recipe(".*", operation, algorithm_key=never)
+            if keep:
+                work.update_quantization_recipe(
+                    _matching(keep), operations.ALL_SUPPORTED, algorithm_key=never
+                )
+            result = work.quantize(self._ranges)
+        return _finished(bytes(result.quantized_model), _places(model))
+
+    def units(self) -> list[Unit]:
+        """Return the parts of the model that are int8 or float as a whole."""
+        from ai_edge_litert import schema_py_generated as schema
+        from litert_quantizer import algorithm_manager, qtyping, recipe, recipe_manager
+        from litert_quantizer.utils import tfl_flatbuffer_utils as known
+
+        manager = recipe_manager.RecipeManager()
+        manager.load_quantization_recipe(recipe.static_wi8_ai8())
+        never = algorithm_manager.AlgorithmName.NO_QUANTIZE
+        kinds = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+        content = schema.ModelT.InitFromPackedBuf(self.model)
+        graph, steps = content.subgraphs[0], []
+        made = {int(i) for operator in graph.operators for i in operator.outputs}
+        made |= {int(i) for i in graph.inputs}
+        for operator in graph.operators:
+            code = content.operatorCodes[operator.opcodeIndex].builtinCode
+            key = known.TFL_OP_CODE_TO_NAME.get(code)
+            taken = key not in (None, qtyping.TFLOperationName.SOFTMAX)
+            sources = [int(i) for i in operator.inputs if i >= 0]
+            fixed = [graph.tensors[i] for i in sources if i not in made]
+            fixed = [t for t in fixed if t.type == schema.TensorType.FLOAT32]
+            sizes = {_name(t): int(np.prod(t.shape)) for t in fixed}
+            largest = max(sizes, key=sizes.__getitem__, default="")
+            steps.append(
+                Step(
+                    known.get_op_scope(operator, graph.tensors),
+                    kinds[code],
+                    [_name(graph.tensors[i]) for i in sources if i in made],
+                    [_name(graph.tensors[i]) for i in operator.outputs],
+                    sizes.get(largest, 0),
+                    taken and manager.get_quantization_configs(key, "")[0] != never,
+                    # Results are named after all that was fused into them, kernels after one layer.
+                    largest if "/" in largest else "",
+                )
+            )
+        return units(steps)
+
+    def ends(self) -> list[str]:
+        """Return the model's outputs, before their softmax or sigmoid if they have one."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        content = schema.ModelT.InitFromPackedBuf(self.model)
+        graph, last = content.subgraphs[0], schema.BuiltinOperator
+        makers = {int(i): operator for operator in graph.operators for i in operator.outputs}
+        result = []
+        for index in graph.outputs:
+            maker = makers.get(int(index))
+            if maker is not None:
+                code = content.operatorCodes[maker.opcodeIndex].builtinCode
+                index = maker.inputs[0] if code in (last.SOFTMAX, last.LOGISTIC) else index
+            result.append(_name(graph.tensors[index]))
+        return result
+
+
+def _matching(units: Sequence[Unit]) -> str:
+    """Return the regular expression that the operations of these units match, and no others."""
+    return "^(?:" + "|".join(re.escape(n) for unit in units for n in unit.nodes) + ")$"
+
+
+def _name(tensor) -> str:
+    return tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name
+
+
+def exposed(model: bytes, tensors: Sequence[str]) -> bytes:
+    """Return a copy that returns inner tensors as further outputs, named `inner/0` and so on."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if not tensors:
+        return model
+    content = schema.ModelT.InitFromPackedBuf(model)
+    graph, signature = content.subgraphs[0], content.signatureDefs[0]
+    places = {_name(tensor): index for index, tensor in enumerate(graph.tensors)}
+    outputs = [*map(int, graph.outputs)]
+    for i, tensor in enumerate(tensors):
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = f"inner/{i}", places[tensor]
+        signature.outputs.append(entry)
+        if places[tensor] not in outputs:
+            outputs.append(places[tensor])
+    graph.outputs = outputs
+    return _packed(content, len(model))
+
+
+def kept(model: bytes, units: Sequence[Unit]) -> list[Unit]:
+    """Return the units that an int8 file has in float32."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    tensors = schema.ModelT.InitFromPackedBuf(model).subgraphs[0].tensors
+    plain = {_name(t) for t in tensors if t.type == schema.TensorType.FLOAT32}
+    return [unit for unit in units if unit.result in plain]
+
+
+def read(path: Path) -> bytes:
+    """Return a file's content as `Quantizer` and `exposed` take it."""
+    return path.read_bytes()
+
+
+def serialized(model: bytes) -> bytes:
+    """Return the bytes of a file."""
+    return model
 
 
 def _ranges(model: bytes, calibration) -> dict:
@@ -113,15 +265,33 @@ def _ranges(model: bytes, calibration) -> dict:
     return observer.get_model_qsvs()
 
 
-def _finished(model: bytes) -> bytes:
+def _places(model: bytes) -> dict[str, int]:
+    """Return the place of each of the signature's outputs among those of the main graph."""
+    from ai_edge_litert.schema_py_generated import Model
+
+    root = Model.GetRootAs(model)
+    signature, order = root.SignatureDefs(0), [*root.Subgraphs(0).OutputsAsNumpy()]
+    entries = [signature.Outputs(i) for i in range(signature.OutputsLength())]
+    return {entry.Name().decode(): order.index(entry.TensorIndex()) for entry in entries}
+
+
+def _finished(model: bytes, places: Mapping[str, int] | None = None) -> bytes:
     """Make a quantizer's file one that every client opens.
 
     Weights move from behind the flatbuffer into it, where older runtimes look for them, and
     quantised inputs and outputs get their conversion from and to float as the graph's own.
+
+    Args:
+        model: from the quantizer.
+        places: of the signature's outputs in the main graph. The quantizer leaves a name with the
+            integers where a result both leaves and is read in float.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     content = schema.ModelT.InitFromPackedBuf(model)
+    for entry in content.signatureDefs[0].outputs if places else ():
+        name = entry.name.decode() if isinstance(entry.name, bytes) else entry.name
+        entry.tensorIndex = int(content.subgraphs[0].outputs[places[name]])
     weights = np.frombuffer(model, np.uint8)
     for buffer in content.buffers:
         if buffer.offset > 1:

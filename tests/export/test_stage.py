@@ -109,14 +109,12 @@ def test_a_broken_file_is_not_published_and_its_layer_is_named(tmp_path, monkeyp
 def test_loss_of_the_metric_refuses_a_quantised_file(tmp_path, monkeypatch, quiet_speed):
     model, inputs = classifier(), pixels()
     targets = model(inputs.astype("float32")).numpy().argmax(1)
-    real = tflite_file.reduce
+    real = tflite_file._ranges
 
-    def ruined(content, precision, interface, calibration):
-        if precision == "int8":
-            calibration = {"image": calibration["image"] // 100}
-        return real(content, precision, interface, calibration)
+    def ruined(content, calibration):
+        return real(content, {"image": calibration["image"] // 100})
 
-    monkeypatch.setattr(tflite_file, "reduce", ruined)
+    monkeypatch.setattr(tflite_file, "_ranges", ruined)
     with pytest.raises(ExportError, match=r"of the metric .* more than 0.01") as caught:
         export(
             model,
