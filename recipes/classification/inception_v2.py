@@ -185,11 +185,8 @@ class Config(Classification):
     """Width multiplier; 1 is the paper's."""
     stem_stride: int | None = None
     """Stride of the first convolution; default: the paper's 2, but 1 below 64 pixels."""
+    small: ClassVar = {"stem_stride": 1}
     builder: ClassVar = staticmethod(inception_v2)
-
-    def build(self, input_shape, classes, normalization, **options):
-        stride = self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1)
-        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
 
 
 if __name__ == "__main__":
