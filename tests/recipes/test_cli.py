@@ -137,7 +137,7 @@ def test_a_copied_recipe_is_ones_own(tmp_path):
     code, out, _ = tiffin("copy", "resnet20", "deep/my_net.py", cwd=tmp_path)
     assert code == 0 and "python deep/my_net.py --model resnet20" in out
     script = tmp_path / "deep/my_net.py"
-    script.write_text(script.read_text().replace('("conv2", 32, 16)', '("conv2", 32, 4)'))
+    script.write_text(script.read_text().replace('("conv4", 8, 64)', '("conv4", 8, 96)'))
     command = [sys.executable, script, "--model", "resnet20", "--epochs", "1"]
     done = subprocess.run(
         [*command, "--output", "run"], cwd=tmp_path, capture_output=True, text=True

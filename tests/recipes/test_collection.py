@@ -60,10 +60,9 @@ def build_train_save_load_export(model, directory, batch: int, precisions: tuple
     assert made == [(form, p) for form in ("onnx", "tflite") for p in precisions]
     for file in manifest["files"]:
         outputs = tiffin.export.load(directory / "export" / file["file"])(pixels)["probabilities"]
-        if file["precision"] == "fp32":
-            np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-4)
-        else:
-            assert np.sqrt(np.mean((outputs - expected) ** 2)) < 0.25
+        if file["precision"] != "int8":  # of which the stage has its own verdict
+            atol = {"fp32": 1e-4, "fp16": 2e-2}[file["precision"]]
+            np.testing.assert_allclose(outputs, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
