@@ -7,6 +7,7 @@ names, it is refused by name. Sizes that a file declares are held against the by
 
 import io
 import math
+import os
 import pickletools
 import re
 import struct
@@ -38,10 +39,18 @@ _TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
 _SIZE = "torch Size"
 # What a checkpoint with more than weights calls them.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "module.")
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 _VALUES += ("BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
 _MOST_OPERATIONS = 2_000_000  # some 40 a tensor
+
+
+class _Short(io.BufferedReader):
+    """A file that is asked for no more bytes than it has: else Python makes room for them first."""
+
+    def read(self, size: int = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size < 0 else min(size, max(left, 0)))
 
 
 class _Global(NamedTuple):
@@ -92,23 +101,22 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         InputError: the file is no such thing, is damaged, or holds anything but plain data.
     """
     try:
-        with open(path, "rb") as file:
+        with _Short(io.FileIO(path)) as file:
             start = file.read(4)
             file.seek(0)
             if start == b"PK\x03\x04":
-                top, storages = _read_zip(path)
+                top, content = _read_zip(path, file)
             elif start[:1] == b"\x80":
-                top, storages = _read_legacy(path, file)
+                top, content = _read_legacy(path, file)
             else:
                 raise _foreign(path)
-        arrays = {}
-        tensors = {}
-        for name, tensor in _state_dict(path, top).items():
-            key = tensor.storage
-            if key not in arrays:
-                arrays[key] = _array(key, storages(key))
-            tensors[name] = _view(name, tensor, arrays[key])
-        return tensors
+            arrays, tensors = {}, {}
+            for name, tensor in _state_dict(path, top).items():
+                storage = tensor.storage
+                if storage not in arrays:
+                    arrays[storage] = _array(storage, content(storage))
+                tensors[name] = _view(name, tensor, arrays[storage])
+            return tensors
     except InputError:
         raise
     except _FAULTS as error:
@@ -125,9 +133,9 @@ def _foreign(path: Path) -> InputError:
     )
 
 
-def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
+def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
     """Return what `data.pkl` describes, and how to get a storage's bytes."""
-    archive = zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(file)
     budget = path.stat().st_size
 
     def member(name: str) -> bytes:
@@ -183,7 +191,8 @@ def _read_legacy(path: Path, file: BinaryIO) -> tuple[Any, Callable[[_Storage], 
     keys = _interpret(path, file, persistent)
     size, places = path.stat().st_size, {}
     for key in keys:
-        storage = known[key]
+        # Only a string: hashing what nests deeply overflows the machine's stack.
+        storage = known[_a(str, key)]
         (numel,) = struct.unpack("<q", file.read(8))
         places[storage] = file.tell()
         length = numel * _itemsize(storage.dtype)
@@ -192,9 +201,8 @@ def _read_legacy(path: Path, file: BinaryIO) -> tuple[Any, Callable[[_Storage], 
         file.seek(length, io.SEEK_CUR)
 
     def content(storage: _Storage) -> bytes:
-        with open(path, "rb") as again:
-            again.seek(places[storage])
-            return again.read(storage.numel * _itemsize(storage.dtype))
+        file.seek(places[storage])
+        return file.read(storage.numel * _itemsize(storage.dtype))
 
     return top, content
 
@@ -285,7 +293,7 @@ def _a(kind: type, value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    # Tuples could nest so deep that hashing them overflows the machine's stack.
+    # Not a tuple, whose hashing overflows the machine's stack where it nests deeply.
     if value is not None and not isinstance(value, str | int | float):
         raise TypeError(f"a dictionary's key is a {type(value).__name__}")
     return value
@@ -300,7 +308,7 @@ def _global(path: Path, name: str) -> _Global:
     )
     if not known:
         raise InputError(
-            f"{path} asks for {name.replace(' ', '.')}: that is code or an object, not plain "
+            f"{path} asks for {name[:80].replace(' ', '.')}: that is code or an object, not plain "
             "weights, and is not run. If you trust the file, save the weights alone with torch: "
             "torch.save(model.state_dict(), 'weights.pth')."
         )
@@ -310,8 +318,8 @@ def _global(path: Path, name: str) -> _Global:
 def _storage(path: Path, kind: Any, dtype: Any, key: Any, location: Any, numel: Any) -> _Storage:
     if kind != "storage":
         raise InputError(
-            f"{path} holds a whole {kind} with its code, not plain weights. Save the weights alone "
-            "with torch: torch.save(model.state_dict(), 'weights.pth')."
+            f"{path} holds a whole {str(kind)[:80]} with its code, not plain weights. Save the "
+            "weights alone with torch: torch.save(model.state_dict(), 'weights.pth')."
         )
     if _a(int, numel) < 0:
         raise ValueError(f"storage {key} has {numel} elements")
@@ -349,7 +357,7 @@ def _state_dict(path: Path, top: Any) -> dict[str, _Tensor]:
             "torch.save(model.state_dict(), 'weights.pth')."
         )
     for prefix in _PREFIXES:
-        while all(name.startswith(prefix) for name in tensors):
+        if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
@@ -384,14 +392,14 @@ def _view(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
         ValueError: it reaches outside the storage, or has more elements.
     """
     _, offset, shape, strides = tensor
-    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
-        raise ValueError(f"{name} has the shape {shape} with strides {strides} from {offset}")
+    if not len(shape) == len(strides) <= 8 or min((offset, *shape, *strides)) < 0:
+        raise ValueError(f"the shape and strides of {name[:80]} are none")
     count = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # An expanded tensor would have more elements than its storage: nobody saves one, and a small
     # file could ask for any amount of memory.
     if count > storage.size or (count and last >= storage.size):
-        raise ValueError(f"{name} of shape {shape} reaches outside its storage")
+        raise ValueError(f"{name[:80]} reaches outside its storage")
     if not count:
         return np.zeros(shape, storage.dtype)
     steps = [stride * storage.itemsize for stride in strides]

@@ -201,7 +201,9 @@ def _read_old(file: h5py.File) -> Tensors:
 
 def _read_config(text: Any, found: Tensors) -> None:
     """Take normalisation and epsilons from a whole model's configuration."""
-    for layer in json.loads(text)["config"]["layers"]:
+    parts = json.loads(text)["config"]
+    # Sequential models were a plain list once.
+    for layer in parts if isinstance(parts, list) else parts["layers"]:
         config = layer["config"]
         if layer["class_name"] == "BatchNormalization":
             found.epsilons[config["name"]] = float(config["epsilon"])

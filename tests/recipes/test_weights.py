@@ -393,6 +393,22 @@ def test_torch_files_hold_what_torch_reads(tmp_path, zipped, protocol):
         assert found[name].dtype == wanted.numpy().dtype
 
 
+def test_files_of_python_2(tmp_path):
+    """Byte strings, and dictionaries as lists of pairs: some published files are that old."""
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor\n((U\x07storagectorch\nFloatStorage\nU\x0294U\x03cpu"
+        b"K\x04NtQK\x01K\x02\x85K\x02\x85tR"
+    )
+    top = b"\x80\x02ccollections\nOrderedDict\n](](U\x04biasq\x00" + tensor + b"ee\x85R."
+    head = b"".join(pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001))
+    head += pickle.dumps({"little_endian": True, "protocol_version": 1001, "type_sizes": {}}, 2)
+    keys = b"\x80\x02]q\x00U\x0294q\x01a."
+    path = tmp_path / "a.pth"
+    path.write_bytes(head + top + keys + struct.pack("<q4f", 4, 1, 2, 3, 4))
+    assert torch.load(path, weights_only=False)["bias"].tolist() == [2, 4]
+    assert read_torch(path)["bias"].tolist() == [2, 4]
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch /tmp/tiffin_was_here",)
@@ -491,6 +507,17 @@ def test_hostile_pickles(tmp_path, name):
     tail = pickle.dumps(["0"], 2) + struct.pack("<qf", 1, 1.0)
     path.write_bytes(head + b"\x80\x02" + HOSTILE[name] + tail)
     with pytest.raises(InputError):
+        read_torch(path)
+
+
+def test_storage_keys_that_nest_deeply(tmp_path):
+    torch.save(
+        {"a": torch.ones(1)}, path := tmp_path / "a.pth", _use_new_zipfile_serialization=False
+    )
+    content = path.read_bytes()
+    start = content.rindex(b"\x80\x02")
+    path.write_bytes(content[:start] + b"\x80\x02])" + b"\x85" * 500_000 + b"a.")
+    with pytest.raises(InputError, match="tuple where str belongs"):
         read_torch(path)
 
 
