@@ -23,7 +23,9 @@ BLOCKS = {
     "inception_reduction": lambda x: layers.inception_module(
         x, (0, 4, 4, 4, 4, 0), name="a", third="double_3x3", stride=2
     ),
-    "squeeze_excitation": lambda x: layers.squeeze_excitation(x, 2, name="se"),
+    "squeeze_excitation": lambda x: layers.squeeze_excitation(
+        keras.layers.Conv2D(4, 3)(x), 2, name="se"
+    ),
     "grouped_bottleneck": lambda x: layers.bottleneck_block(
         x, 4, 2, name="b", stride_in="3x3", groups=2, se_reduction=4
     ),
