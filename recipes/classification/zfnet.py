@@ -17,7 +17,7 @@ Reproduces figure 3 and table 2 (ImageNet 2012, validation, one network) of Zeil
                          one-tower file has 384 maps in layer 4; no paper has an error for this one.
 
 Run it:
-    python recipes/classification/zfnet.py --model alexnet --data mnist --data-dir DIR --epochs 3
+    python recipes/classification/zfnet.py --model alexnet --data mnist --data-dir DIR --epochs 5
 """
 
 import dataclasses
