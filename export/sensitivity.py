@@ -28,8 +28,9 @@ from tiffin.export import documents, runtime, verify
 from tiffin.export.convert import layer_in
 from tiffin.export.errors import InputError
 
-# The figures settle within a decibel, and a large net is run once a layer.
-_EXAMPLES = 16
+# The figures settle within a decibel or two, and a large net is run once a layer.
+_EXAMPLES, _LARGE_EXAMPLES = 16, 8
+_LARGE = 100_000
 _HIGHEST = 120.0
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "CONV_2D", "DEPTHWISE_CONV_2D"}
 _KERNELS |= {"CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"}
@@ -140,7 +141,7 @@ class Study:
     Args:
         kind: `onnx` or `tflite`.
         quantizer: the format's `Quantizer` of that model.
-        inputs: arrays by input name; at most 16 examples are used.
+        inputs: arrays by input name; at most 16 examples are used, 8 large ones.
         name: the name of a layer by the name of one of its operations.
     """
 
@@ -152,7 +153,9 @@ class Study:
         name: Callable[[str], str | None],
     ):
         self._home, self._kind, self._quantizer = home(kind), kind, quantizer
-        self._inputs, _ = verify.examples(inputs, _EXAMPLES)
+        size = sum(array[:1].size for array in inputs.values())
+        most = _LARGE_EXAMPLES if size > _LARGE else _EXAMPLES
+        self._inputs, _ = verify.examples(inputs, most)
         self.units = quantizer.units()
         names = [name(unit.label) or unit.result for unit in self.units]
         seen: Counter[str] = Counter()

@@ -142,8 +142,11 @@ class Quantizer:
                 work.update_quantization_recipe(
                     _matching(keep), operations.ALL_SUPPORTED, algorithm_key=never
                 )
-            result = work.quantize(self._ranges)
-        return _finished(bytes(result.quantized_model), _places(model))
+            result = bytes(work.quantize(self._ranges).quantized_model)
+        if only and only.result not in outputs:
+            # No client but this one will open it, and packing a large net costs a second.
+            return result
+        return _finished(result, _places(model))
 
     def units(self) -> list[Unit]:
         """Return the parts of the model that are int8 or float as a whole."""
