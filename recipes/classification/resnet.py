@@ -91,7 +91,7 @@ WEIGHTS = {
         epsilon=1.001e-5,
         bgr=True,
         normalization=((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
-        licence="Apache-2.0",
+        licence="MIT",
         url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/",
         files={
             "resnet50": (
