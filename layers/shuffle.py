@@ -177,7 +177,8 @@ def shuffle_unit(
     if filters % (4 * groups) or new < 1 or new % groups or (stride == 1 and channels != filters):
         raise ValueError(
             f"A shuffle unit of {groups} groups and stride {stride} cannot lead from {channels} to "
-            f"{filters} channels: see the multiples that `filters` must be."
+            f"{filters} channels: those must be a multiple of {4 * groups}; without a stride as "
+            f"many as before, with one a multiple of {groups} more."
         )
     bn = {"epsilon": epsilon, "momentum": momentum}
     first = groups if first_groups is None else first_groups

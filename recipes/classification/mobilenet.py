@@ -56,6 +56,9 @@ SEPARABLE = (
 # pytorchcv counts stages and units; before its stages stand so many pairs.
 _PAIRS_BEFORE = {1: 0, 2: 1, 3: 3, 4: 5, 5: 11}
 
+# keras.applications publishes its files without checksums, so that they are not fetched from here
+# but loaded from a path: mobilenet_1_0_224_tf.h5
+# and the like at `url`.
 WEIGHTS = {
     "keras.applications": Collection(
         names=((r"conv_preds", "logits"),),

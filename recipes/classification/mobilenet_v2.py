@@ -87,6 +87,9 @@ _FIRST_EXPANSION = (
     (r"features\.stage1\.unit1\.conv1\.conv", "expanded_conv_expand"),
     (r"features\.stage1\.unit1\.conv1\.bn", "expanded_conv_expand_BN"),
 )
+# keras.applications publishes its files without checksums, so that they are not fetched from here
+# but loaded from a path: mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5
+# and the like at `url`.
 WEIGHTS = {
     "keras.applications": Collection(
         names=((r"predictions", "logits"),),

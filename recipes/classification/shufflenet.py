@@ -124,8 +124,8 @@ def shufflenet(
         classes: width of the last layer.
         alpha: width multiplier of V1, 0.25 to 2 in the paper; V2 has a variant for each width.
             Stages are rounded to multiples of `4 * groups`, the first convolution to multiples of
-            `groups`, as pytorchcv's and the authors' widths are. The authors' code at 1.5x has a
-            first convolution of 24 channels instead of 36.
+            `groups`, as pytorchcv's and the authors' widths are. As in the authors' code, the first
+            convolution keeps its 24 channels until 2x.
         pool_padding: of the first pooling, "symmetric" (the authors, torchvision, pytorchcv's V1)
             or "end" (pytorchcv's V2: below and to the right only).
         normalization: see `tiffin.layers.image_input`.
@@ -151,7 +151,7 @@ def shufflenet(
     groups = 1 if version2 else int(variant.rpartition("g")[2])
 
     image, x = image_input(input_shape, normalization)
-    stem = 24 if version2 else make_divisible(24 * alpha, groups)
+    stem = make_divisible(24 * (int(alpha) if alpha > 1 else alpha), groups)
     x = conv_bn(x, stem, 3, 2 if stem_stride == 4 else 1, name="conv1", **bn)
     x = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 24
     maps = {max(stem_stride // 2, 1): x}
