@@ -160,7 +160,6 @@ def test_dropout_follows_every_convolution_but_the_first():
 def test_small_pictures():
     for name, size, options, left in (
         ("densenet121", 29, {}, 1),
-        ("densenet121", 28, {"stem_stride": 1}, 1),
         ("densenet121", 15, {"stem_stride": 1}, 1),
         ("densenet40_k12", 28, {}, 7),
         ("densenet40_k12", 4, {}, 1),
@@ -190,8 +189,5 @@ def test_wrong_options_are_named(name, options, said):
 def test_training_below_64_pixels_keeps_the_stems_size():
     from tiffin.recipes.classification.densenet import Config
 
-    shapes = {}
-    for size in (28, 64):
-        model = Config(model="densenet121").build((size, size, 3), 10, (127, 60))
-        shapes[size] = model.get_layer("conv1_conv").output.shape[1]
-    assert shapes == {28: 28, 64: 32}
+    model = Config(model="densenet121").build((28, 28, 3), 10, (127, 60))
+    assert model.get_layer("conv1_conv").output.shape[1] == 28
