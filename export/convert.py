@@ -238,7 +238,7 @@ class Traced:
 
 def layer_in(operation: str, layers: Collection[str]) -> str | None:
     """Return the innermost Keras layer in an operation's name, such as `net/conv1/Relu`."""
-    parts = re.split(r"[/:]", operation)
+    parts = re.split(r"[/:;]", operation)
     bases = [re.sub(r"_\d+$", "", part) if part not in layers else part for part in parts]
     return next((part for part in reversed(bases) if part in layers), None)
 

@@ -214,7 +214,8 @@ class Quantizer:
         constants = {t.name: tuple(t.dims) for t in self.model.graph.initializer}
         steps = []
         for node in self.model.graph.node:
-            operands = [constants[name] for name in node.input if name in constants]
+            fixed = [name for name in node.input if name in constants]
+            operands = [constants[name] for name in fixed]
             steps.append(
                 Step(
                     node.name,
@@ -223,6 +224,8 @@ class Quantizer:
                     [*node.output],
                     max((math.prod(shape) for shape in operands), default=0),
                     node.op_type in _QUANTIZED,
+                    # A fusion names the node after its last part, or not at all.
+                    ";".join([*node.output, node.name, *(n for n in fixed[:1] if "/" in n)]),
                 )
             )
         return units(steps)

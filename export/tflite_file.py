@@ -143,7 +143,7 @@ class Quantizer:
                     _matching(keep), operations.ALL_SUPPORTED, algorithm_key=never
                 )
             result = bytes(work.quantize(self._ranges).quantized_model)
-        if only and only.result not in outputs:
+        if only and not {f"{tensor};" for tensor in outputs} & {*only.nodes}:
             # No client but this one will open it, and packing a large net costs a second.
             return result
         return _finished(result, _places(model))
