@@ -43,7 +43,8 @@ class Tensors:
     Attributes:
         layout: whose order of axes and whose words, "keras" or "torch".
         layers: by layer, or by a module's path, the arrays by the last word of their names, or by
-            their position where the file keeps no words; both in the file's order. None for a
+            their position where the file keeps no words; both in the file's order, or, where it
+            has none (.weights.h5, .safetensors), as people count. None for a
             `.weights.h5` file that keeps no names at all.
         ours: whether a network of this collection was saved.
         normalization: the `(mean, std)` that the file says its network was trained with.
@@ -243,7 +244,7 @@ def _array(group: h5py.Group, name: str) -> np.ndarray:
 
 def _natural(name: str) -> list:
     """Order conv2d, conv2d_2, conv2d_10 as people count."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -257,7 +258,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             "it again."
         ) from error
     found = {}
-    for name, part in parts.items():
+    # Its tensors lie by precision and then alphabetically, so that their order says nothing.
+    for name in sorted(parts, key=_natural):
+        part = parts[name]
         if part["dtype"] == "BF16":
             flat = widen_bfloat16(bytes(part["data"]))
         elif part["dtype"] in _SAFETENSORS:

@@ -28,7 +28,8 @@ class Collection:
         names: `(regular expression, layer)` rules, the first that matches a whole path counts. The
             path is a tensor's name without its last word. In a layer, `{1}` is group 1, and
             `{1+1}`, `{2-1}` are groups with a number added. A layer "" is dropped on purpose. Or
-            a function of the list of paths, in the file's order, that returns path -> layer.
+            a function of the list of paths, in the file's order (sorted as people count from
+            .weights.h5 and .safetensors), that returns path -> layer.
         options: of the builder, that such files need where they differ from its defaults.
         epsilon: of the library's batch normalisation.
         normalization: the `(mean, std)` it was trained with, in units of 0-255 pixels.

@@ -351,6 +351,36 @@ def test_names_by_a_function_and_parts_left_out(theirs, tmp_path):
         load_weights(model, tmp_path / "a.pth", {"broken": broken})
 
 
+def test_tensors_without_an_order_come_as_people_count(tmp_path):
+    save_file({f"f.{i}.weight": torch.ones(1) for i in range(12)}, tmp_path / "a.safetensors")
+    seen = []
+    table = {"theirs": Collection(names=lambda paths: seen.extend(paths) or {})}
+    weights.read(tmp_path / "a.safetensors", table)
+    assert seen == [f"f.{i}" for i in range(12)]
+
+
+def test_auxiliary_heads_are_loaded_left_out_or_fresh(tmp_path):
+    def build(auxiliary, classes=3):
+        image = keras.Input((4,), name="image")
+        x = layers.Dense(5, name="body")(image)
+        outputs = {"logits": layers.Dense(classes, name="logits")(x)}
+        if auxiliary:
+            y = layers.Dense(6, name="auxiliary_1_fc")(x)
+            outputs["auxiliary_1"] = layers.Dense(classes, name="auxiliary_1_logits")(y)
+        return keras.Model(image, outputs)
+
+    build(True).save(tmp_path / "with.keras")
+    build(False).save(tmp_path / "without.keras")
+    assert "of 4 layers" in load_weights(build(True), tmp_path / "with.keras")[0]
+    names = "auxiliary_1_fc, auxiliary_1_logits"
+    left = load_weights(build(False), tmp_path / "with.keras")
+    assert f"In the file but not in the model: {names}." in left
+    fresh = load_weights(build(True), tmp_path / "without.keras")
+    assert f"Of the auxiliary heads, these start fresh: {names}." in fresh
+    other = load_weights(build(True, classes=2), tmp_path / "with.keras")
+    assert "Head replaced: logits: " in other[1] and "fresh: auxiliary_1_logits." in other[2]
+
+
 def test_equal_names_are_told_apart_by_the_model(theirs, tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
     longer = Collection(names=((r"conv2", "another"), *NAMES))
