@@ -207,8 +207,8 @@ def auxiliary_head(
 class Config(Classification):
     """Train GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842).
 
-    The default is googlenet_bn, which trains ten times faster; the paper's net, googlenet, sees
-    nothing in its first hundreds of steps and wants long trainings.
+    The default is googlenet_bn; the paper's net, googlenet, learns next to nothing in its first
+    hundred steps, then as fast.
 
     examples:
       python recipes/classification/googlenet.py --data mnist --alpha 0.5
