@@ -21,6 +21,7 @@ PUBLISHED = {
     "densenet40_k12": (1_019_722, "titu1994/DenseNet, and table 2 of the paper: 1.0M"),
     "densenet100_k12": (6_979_642, DERIVED),
     "densenet100_k24": (27_249_082, DERIVED),
+    "densenet40_k12_bc": (176_122, "pytorchcv, models/densenet_cifar.py"),
     "densenet100_k12_bc": (769_162, PYTORCHCV),
     "densenet250_k24_bc": (15_324_406, PYTORCHCV),
     "densenet190_k40_bc": (25_624_430, PYTORCHCV),
@@ -33,7 +34,7 @@ MILLIONS = {  # table 2
     "densenet250_k24_bc": 15.3,
     "densenet190_k40_bc": 25.6,
 }
-SMALL = ("densenet121", "densenet40_k12", "densenet100_k12_bc")
+SMALL = ("densenet121", "densenet40_k12", "densenet40_k12_bc")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_old_names_of_the_published_files(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["densenet40_k12", "densenet100_k12_bc", *full("densenet100_k12", "densenet190_k40_bc")],
+    ["densenet40_k12", "densenet40_k12_bc", *full("densenet100_k12", "densenet190_k40_bc")],
 )
 def test_cifar_form_is_pytorchcvs(name, tmp_path):
     theirs = parity.pytorchcv(f"{name}_cifar10")
