@@ -21,7 +21,7 @@ import numpy as np
 MODELS = {
     "resnet20": {},
     "mobilenet_v2": {"stem_stride": 1},
-    "densenet40_k12": {},
+    "densenet40_k12": {"compression": 0.5},  # as pytorchcv has it
 }
 
 

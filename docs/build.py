@@ -10,6 +10,7 @@ Markdown that its script prints, kept as docs/results/NAME.md.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -101,6 +102,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.add:
         run = json.loads((Path(given.add[0]) / "metrics.json").read_text())
+        # Where somebody put the run is nobody else's concern.
+        run["command"] = re.sub(r" --output \S+", "", run["command"])
         name = given.add[1] if len(given.add) > 1 else f"{run['model']}_{run['data']}"
         (RESULTS / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
     stale = [

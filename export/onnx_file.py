@@ -25,7 +25,7 @@ _KERNEL_FUSIONS += ["FusionGemm", "FusionGemmMul", "FusionGemmAdd"]
 # Softmax and whatever follows scores and boxes stays float.
 _QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat"]
 _QUANTIZED += ["MaxPool", "AveragePool", "GlobalAveragePool", "Squeeze", "Reshape", "Transpose"]
-_QUANTIZED += ["Pad", "Resize"]
+_QUANTIZED += ["Pad", "Resize", "Split", "Unsqueeze"]
 
 
 def to_onnx(interface: Interface, traced: Traced):
@@ -121,6 +121,8 @@ def reduce(proto, precision: str, interface: Interface, calibration):
 
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    if precision in ("fp32", "fp16"):
+        _normalise(result)
     match precision:
         case "fp16":
             _halve(result)
@@ -129,6 +131,65 @@ def reduce(proto, precision: str, interface: Interface, calibration):
         case "int8_dynamic":
             result = _quantize_dynamically(result)
     return result
+
+
+def _normalise(proto) -> None:
+    """Write a factor a channel, and a sum behind it, as one batch normalisation.
+
+    They are what is left of one that follows no convolution, as before an activation. onnxruntime
+    keeps its own layout across a batch normalisation, but leaves it for a product. int8 keeps the
+    two: the quantiser knows no other form.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info}
+    constants = {t.name: t for t in graph.initializer}
+    readers = Counter(_reads(graph.node))
+    makers = {name: node for node in graph.node for name in node.output}
+    ends = {output.name for output in graph.output}
+
+    def planes(node) -> tuple[str, np.ndarray] | None:
+        """Return what a node works on, and its constant, one number a channel."""
+        for source, other in (node.input, node.input[::-1]):
+            if other in constants and source not in constants and ranks.get(source) == 4:
+                value = numpy_helper.to_array(constants[other])
+                shape = (1,) * (4 - value.ndim) + value.shape
+                if value.dtype == np.float32 and shape == (1, value.size, 1, 1) and value.size > 1:
+                    return source, value.ravel()
+        return None
+
+    for product in [*graph.node]:
+        if product.op_type != "Mul" or (scaled := planes(product)) is None:
+            continue
+        if makers.get(scaled[0]) is None or makers[scaled[0]].op_type == "Cast":
+            continue  # a picture's own normalisation, once a run
+        last, scale = product, scaled[1]
+        offset = np.zeros_like(scale)
+        between = product.output[0]
+        follower = next((node for node in graph.node if between in node.input), None)
+        alone = readers[between] == 1 and between not in ends
+        if alone and follower.op_type == "Add" and (added := planes(follower)) is not None:
+            last, offset = follower, added[1]
+        if offset.size != scale.size:
+            continue
+        parts = {"scale": scale, "offset": offset, "mean": 0 * scale, "variance": 0 * scale + 1}
+        names = [f"{product.name}/{part}" for part in parts]
+        graph.initializer.extend(map(numpy_helper.from_array, parts.values(), names))
+        inputs, outputs = [scaled[0], *names], [last.output[0]]
+        fused = onnx.helper.make_node(
+            "BatchNormalization", inputs, outputs, product.name, epsilon=0.0
+        )
+        graph.node.insert([*graph.node].index(product), fused)
+        graph.node.remove(product)
+        if last is not product:
+            graph.node.remove(last)
+    used = {*_reads(graph.node)}
+    for tensor in [*graph.initializer]:
+        if tensor.name not in used:
+            graph.initializer.remove(tensor)
 
 
 def _halve(proto) -> None:
@@ -361,6 +422,9 @@ class _Graph:
         for node in [*self.nodes]:
             self._fold_layout(node)
         for node in [*self.nodes]:
+            if node.op_type == "Transpose":
+                self._lift(node)
+        for node in [*self.nodes]:
             match node.op_type:
                 case "Add" | "Mul":
                     self._fold_into(node)
@@ -398,6 +462,35 @@ class _Graph:
             return
         self.values[node.output[0]] = value
         self._remove(node, node.output[0])
+
+    def _lift(self, node) -> None:
+        """Change the layout of a picture before it is normalised, not behind.
+
+        Bytes move faster than floats, and a constant a channel is cheap only along whole planes.
+        """
+        if list(_attributes(node).get("perm", ())) != [0, 3, 1, 2]:
+            return
+        while (maker := self.makers.get(node.input[0])) is not None and self.only(node.input[0]):
+            if maker.op_type not in ("Cast", "Mul", "Add"):
+                return
+            constants = [i for i, name in enumerate(maker.input) if name in self.values]
+            if len(maker.input) - len(constants) != 1:
+                return
+            for slot in constants:
+                value = self.values[maker.input[slot]]
+                if value.size > 1 and (value.ndim > 4 or value.shape[-1] != value.size):
+                    return
+            for slot in constants:
+                value = self.values[maker.input[slot]]
+                if value.size > 1:
+                    self._rename(maker, slot, f"{maker.output[0]}/planes", value.reshape(-1, 1, 1))
+            (slot,) = {*range(len(maker.input))} - {*constants}
+            before, between = maker.input[slot], maker.output[0]
+            maker.input[slot], maker.output[0] = between, node.output[0]
+            node.input[0], node.output[0] = before, between
+            self.makers |= {between: node, maker.output[0]: maker}
+            first, second = self.nodes.index(maker), self.nodes.index(node)
+            self.nodes[first], self.nodes[second] = node, maker
 
     def _fold_into(self, node) -> None:
         """Fold a constant sum or factor into the Conv, Gemm or MatMul before it."""
@@ -442,8 +535,11 @@ class _Graph:
             return
 
     def _replace(self, node, slot: int, value: np.ndarray) -> None:
-        """Give a node a weight of its own."""
-        name = f"{node.output[0]}/{('kernel', 'bias')[slot - 1]}"
+        """Give a convolution or product a kernel or bias of its own."""
+        self._rename(node, slot, f"{node.output[0]}/{('kernel', 'bias')[slot - 1]}", value)
+
+    def _rename(self, node, slot: int, name: str, value: np.ndarray) -> None:
+        """Let a node read a new constant."""
         if slot < len(node.input):
             self.readers[node.input[slot]] -= 1
             node.input[slot] = name

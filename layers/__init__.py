@@ -93,10 +93,10 @@ __all__ = [
     "overlapping_max_pooling",
     "padded_conv",
     "padded_max_pooling",
+    "require_size",
     "separable_block",
     "shuffle_unit",
     "shuffle_unit_v2",
-    "require_size",
     "squeeze_excitation",
     "transition",
 ]

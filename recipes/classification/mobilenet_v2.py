@@ -223,10 +223,7 @@ class Config(Classification):
     """Stride of the first convolution; default: the paper's 2, but 1 below 64 pixels."""
     weight_decay: float = 4e-5
     builder: ClassVar = staticmethod(mobilenet_v2)
-
-    def build(self, input_shape, classes, normalization, **options):
-        stride = self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1)
-        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
+    small: ClassVar = {"stem_stride": 1}
 
 
 if __name__ == "__main__":

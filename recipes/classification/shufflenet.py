@@ -199,10 +199,7 @@ class Config(Classification):
     """Of first convolution and pooling; default: the papers' 4, but 2 below 64 pixels."""
     weight_decay: float = 4e-5
     builder: ClassVar = staticmethod(shufflenet)
-
-    def build(self, input_shape, classes, normalization, **options):
-        stride = self.stem_stride or (4 if min(input_shape[:2]) >= 64 else 2)
-        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
+    small: ClassVar = {"stem_stride": 2}
 
 
 if __name__ == "__main__":

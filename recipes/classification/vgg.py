@@ -212,8 +212,8 @@ def vgg(
 class Config(Classification):
     """Train a VGG network (Simonyan, Zisserman 2014, arXiv 1409.1556).
 
-    Two things depart from the paper for small pictures: 512 hidden units instead of 4096 below 64
-    pixels, and pooling that keeps the last pixel of an odd side below 32.
+    Two things depart from the paper below 64 pixels: 512 hidden units instead of 4096, and pooling
+    that keeps the last pixel of an odd side.
 
     examples:
       python recipes/classification/vgg.py --alpha 0.25 --data mnist
@@ -226,17 +226,11 @@ class Config(Classification):
     hidden: int | None = None
     """Width of the two hidden layers; default: the paper's 4096, but 512 below 64 pixels."""
     pool_padding: Literal["valid", "same"] | None = None
-    """Whether pooling keeps the last pixel of an odd side; default: valid, same below 32 pixels."""
+    """Whether pooling keeps the last pixel of an odd side; default: valid, same below 64."""
     learning_rate: float = 0.01
     weight_decay: float = 5e-4
     builder: ClassVar = staticmethod(vgg)
-
-    def build(self, input_shape, classes, normalization, **options):
-        side = min(input_shape[:2])
-        options.setdefault("hidden", self.hidden or (4096 if side >= 64 else 512))
-        padding = self.pool_padding or ("valid" if side >= 32 else "same")
-        options.setdefault("pool_padding", padding)
-        return super().build(input_shape, classes, normalization, **options)
+    small: ClassVar = {"hidden": 512, "pool_padding": "same"}
 
 
 if __name__ == "__main__":
