@@ -8,7 +8,6 @@ from tiffin.layers.factorized_inception import (
     SMALLEST_WITH_AUXILIARY,
     ScaledResidual,
     check_inception,
-    conv_bn_relu,
     factorized_inception,
     inception_auxiliary_head,
     inception_layers,
@@ -17,13 +16,14 @@ from tiffin.layers.factorized_inception import (
     largest_stem_stride,
 )
 from tiffin.layers.fire import fire
-from tiffin.layers.inception import conv_relu, inception_module, require_size
+from tiffin.layers.inception import conv_relu, inception_module
 from tiffin.layers.network import (
     Top,
     classification_head,
     classifier,
     hidden_layers,
     image_input,
+    require_size,
 )
 from tiffin.layers.normalization import (
     BatchNormalization,
@@ -73,7 +73,6 @@ __all__ = [
     "classification_head",
     "classifier",
     "conv_bn",
-    "conv_bn_relu",
     "conv_relu",
     "dense_block",
     "dense_layer",

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import keras
 from keras import layers
 
+from tiffin.layers.inception import conv_relu
+
 # Smallest picture, in pixels, of which the stem's stride leaves what two more reductions need.
 SMALLEST_PICTURE = {8: 75, 4: 39, 2: 23}
 SMALLEST_WITH_AUXILIARY = {8: 107, 4: 55, 2: 31}
@@ -49,53 +51,6 @@ class ScaledResidual(keras.layers.Layer):
         return {**super().get_config(), "scale": self.scale}
 
 
-def conv_bn_relu(
-    x: keras.KerasTensor,
-    filters: int,
-    kernel_size: int | tuple[int, int],
-    stride: int = 1,
-    padding: str | None = None,
-    *,
-    name: str,
-    alpha: float = 1.0,
-    bn_scale: bool = True,
-    epsilon: float = 1e-3,
-    momentum: float = 0.9,
-) -> keras.KerasTensor:
-    """Apply a convolution without bias, batch normalisation and ReLU, as the Inception papers do.
-
-    Args:
-        x: float `[batch, height, width, channels]`.
-        filters: channels of the output, before `alpha`.
-        kernel_size: of the kernel, or its height and width.
-        stride: step in height and width.
-        padding: "same" or "valid"; None: "valid" where it strides, else "same".
-        name: prefix of the layers `{name}_conv`, `{name}_bn` and `{name}_relu`.
-        alpha: width multiplier; no layer falls below 16 channels (or `filters`, if fewer), the
-            rule of the authors' code (there `depth_multiplier` and `min_depth`).
-        bn_scale: whether batch normalisation has the factor gamma. The next layer can take its
-            place behind a ReLU, and the authors leave it out.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
-
-    Returns:
-        `[batch, new height, new width, new channels]`.
-    """
-    x = layers.Conv2D(
-        max(int(filters * alpha), min(filters, 16)),
-        kernel_size,
-        stride,
-        padding or ("valid" if stride > 1 else "same"),
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    x = layers.BatchNormalization(
-        scale=bn_scale, epsilon=epsilon, momentum=momentum, name=f"{name}_bn"
-    )(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
-
-
 def factorized_inception(
     x: keras.KerasTensor,
     branches: Mapping[str, Sequence] | Sequence[Sequence],
@@ -112,13 +67,14 @@ def factorized_inception(
         x: float `[batch, height, width, channels]`.
         branches: the steps of each, by name or in order (`branch1`, `branch2`, ... then):
             `(filters, kernel size, stride, padding)` is a convolution, of which stride and padding
-            may be left out (see `conv_bn_relu`); `("avg",)` the mean over 3x3; `("max", stride)`
-            the maximum over 3x3. A list of convolutions stands side by side, and ends a branch.
+            may be left out ("valid" where it strides, else "same"); `("avg",)` the mean over 3x3;
+            `("max", stride)` the maximum over 3x3. A list of convolutions stands side by side, and
+            ends a branch.
         name: of the module's output, and prefix of its layers: `{name}_{branch}` for the only
             convolution of a branch, `{name}_{branch}_1` and so on for several, of which those side
             by side are told by their kernels, `{name}_{branch}_1x3`.
         count_zeros: whether zeros beyond the border count in a mean.
-        **conv: `alpha`, `bn_scale`, `epsilon` and `momentum` of `conv_bn_relu`.
+        **conv: `alpha`, `bn_scale`, `epsilon` and `momentum` of `conv_relu`.
 
     Returns:
         `[batch, new height, new width, sum of the branches' channels]`.
@@ -141,7 +97,7 @@ def factorized_inception(
                 ends = [layers.MaxPooling2D(3, step[1], padding, name=f"{name}_{branch}_max")(y)]
             else:
                 parts = step if isinstance(step, list) else [step]
-                ends = [conv_bn_relu(y, *part, name=next(names), **conv) for part in parts]
+                ends = [_convolve(y, *part, name=next(names), **conv) for part in parts]
         outputs += ends
     return layers.Concatenate(name=name)(outputs)
 
@@ -165,6 +121,11 @@ def inception_layers(name: str, branches: Mapping[str, Sequence] | Sequence[Sequ
     return names
 
 
+def _convolve(x, filters, kernel_size, stride=1, padding=None, **conv):
+    padding = padding or ("valid" if stride > 1 else "same")
+    return conv_relu(x, filters, kernel_size, stride, padding, **conv)
+
+
 def _named(branches):
     if isinstance(branches, Mapping):
         return branches.items()
@@ -180,7 +141,7 @@ def inception_stem(
         x: the picture, float `[batch, height, width, channels]`.
         stride: 8; 4 leaves out the stride of the first convolution, 2 also that of the second
             pooling: departures from the paper for small pictures.
-        **conv: `alpha`, `bn_scale`, `epsilon` and `momentum` of `conv_bn_relu`.
+        **conv: `alpha`, `bn_scale`, `epsilon` and `momentum` of `conv_relu`.
 
     Returns:
         The feature map, 192 channels at a `stride`-th of the picture (35 x 35 for 299 x 299), and
@@ -188,13 +149,13 @@ def inception_stem(
     """
     first, last = inception_stem_strides(stride)
     names = iter(INCEPTION_STEM)
-    x = conv_bn_relu(x, 32, 3, first, "valid", name=next(names), **conv)  # 149 x 149
-    x = conv_bn_relu(x, 32, 3, 1, "valid", name=next(names), **conv)
-    x = conv_bn_relu(x, 64, 3, name=next(names), **conv)  # 147 x 147
+    x = conv_relu(x, 32, 3, first, "valid", name=next(names), **conv)  # 149 x 149
+    x = conv_relu(x, 32, 3, 1, "valid", name=next(names), **conv)
+    x = conv_relu(x, 64, 3, name=next(names), **conv)  # 147 x 147
     maps = {first: x}
     x = layers.MaxPooling2D(3, 2, name="MaxPool_3a_3x3")(x)  # 73 x 73
-    x = conv_bn_relu(x, 80, 1, name=next(names), **conv)
-    x = maps[2 * first] = conv_bn_relu(x, 192, 3, 1, "valid", name=next(names), **conv)
+    x = conv_relu(x, 80, 1, name=next(names), **conv)
+    x = maps[2 * first] = conv_relu(x, 192, 3, 1, "valid", name=next(names), **conv)
     padding = "same" if last == 1 else "valid"
     return layers.MaxPooling2D(3, last, padding, name="MaxPool_5a_3x3")(x), maps  # 35 x 35
 
@@ -212,15 +173,15 @@ def inception_auxiliary_head(
             17 x 17 its largest kernel shrinks to what the pooling leaves.
         classes: width of the last layer.
         name: prefix of the layers; the last is `{name}_logits`.
-        **conv: `alpha`, `bn_scale`, `epsilon` and `momentum` of `conv_bn_relu`.
+        **conv: `alpha`, `bn_scale`, `epsilon` and `momentum` of `conv_relu`.
 
     Returns:
         Logits, float32 `[batch, classes]`.
     """
     x = layers.AveragePooling2D(5, 3, name=f"{name}_pool")(x)  # 5 x 5
-    x = conv_bn_relu(x, 128, 1, name=f"{name}_conv0", **conv)
+    x = conv_relu(x, 128, 1, name=f"{name}_conv0", **conv)
     size = tuple(min(n or 5, 5) for n in x.shape[1:3])
-    x = conv_bn_relu(x, 768, size, padding="valid", name=f"{name}_conv1", **conv)  # 1 x 1
+    x = conv_relu(x, 768, size, padding="valid", name=f"{name}_conv1", **conv)  # 1 x 1
     x = layers.GlobalAveragePooling2D(name=f"{name}_avg_pool")(x)
     return layers.Dense(classes, dtype="float32", name=f"{name}_logits")(x)
 

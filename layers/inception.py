@@ -9,53 +9,62 @@ from keras import layers
 def conv_relu(
     x: keras.KerasTensor,
     filters: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     stride: int = 1,
+    padding: str | None = None,
     *,
     name: str,
+    alpha: float = 1.0,
     normalize: bool = True,
     use_bias: bool = False,
     bias: float = 0.0,
     initializer: str = "he_normal",
+    bn_scale: bool = True,
     epsilon: float = 1e-3,
     momentum: float = 0.9,
 ) -> keras.KerasTensor:
-    """Apply a convolution padded by `kernel_size // 2` on every side, BN if wanted, and ReLU.
+    """Apply a convolution, batch normalisation if wanted, and ReLU, as the Inception papers do.
 
     Args:
         x: float `[batch, height, width, channels]`.
-        filters: channels of the output.
-        kernel_size: odd height and width of the kernel.
-        stride: step in height and width. Strided kernels see the same zeros on both sides, as in
-            Caffe and torch; Keras' "same" would put most of them at the end.
+        filters: channels of the output, before `alpha`.
+        kernel_size: odd height and width of the kernel, or both.
+        stride: step in height and width.
+        padding: "same" or "valid"; None: half the kernel on every side, so that strided kernels
+            see the same zeros on both, as in Caffe and torch; "same" puts most at the end.
         name: prefix of the layers `{name}_pad` (strided kernels), `{name}_conv`, `{name}_bn` and
             `{name}_relu`.
+        alpha: width multiplier; no layer falls below 16 channels (or `filters`, if fewer), the
+            rule of the authors' code (there `depth_multiplier` and `min_depth`).
         normalize: whether batch normalisation follows the convolution.
         use_bias: whether the convolution has a bias; one without `normalize` should.
         bias: what the bias starts with.
         initializer: of the kernel.
+        bn_scale: whether batch normalisation has the factor gamma. The next layer can take its
+            place behind a ReLU, and the authors leave it out.
         epsilon: of batch normalisation.
         momentum: of batch normalisation.
 
     Returns:
-        `[batch, ceil(height / stride), ceil(width / stride), filters]`.
+        `[batch, new height, new width, new channels]`.
     """
-    padding = "same"
-    if stride > 1 and kernel_size > 1:
+    if padding is None and stride > 1 and kernel_size != 1:
         x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
         padding = "valid"
     x = layers.Conv2D(
-        filters,
+        max(int(alpha * filters), min(filters, 16)),
         kernel_size,
         stride,
-        padding,
+        padding or "same",
         use_bias=use_bias,
         kernel_initializer=initializer,
         bias_initializer=keras.initializers.Constant(bias),
         name=f"{name}_conv",
     )(x)
     if normalize:
-        x = layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=f"{name}_bn")(x)
+        x = layers.BatchNormalization(
+            scale=bn_scale, epsilon=epsilon, momentum=momentum, name=f"{name}_bn"
+        )(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
@@ -91,8 +100,7 @@ def inception_module(
         count_zeros: whether an average at the border divides by 9 as everywhere, as in Caffe, or
             by the pixels that are there, as in TensorFlow.
         stride: of the last convolution of the second and third branch, and of the pooling.
-        **conv: `normalize`, `use_bias`, `bias`, `initializer`, `epsilon` and `momentum` of
-            `conv_relu`.
+        **conv: further arguments of `conv_relu`, such as `alpha` and `momentum`.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), sum of the branches' filters]`.
@@ -136,21 +144,3 @@ def inception_module(
         y = conv_relu(y, projection, 1, name=f"{name}_pool_proj", **conv)
     branches.append(y)
     return layers.Concatenate(name=f"{name}_output")(branches)
-
-
-def require_size(shape: Sequence[int | None], least: int, who: str) -> None:
-    """Refuse a picture of which the poolings would leave nothing.
-
-    Args:
-        shape: `(height, width, ...)` in pixels; None is any size.
-        least: smallest height and width.
-        who: what the message calls the network, such as "googlenet with stem_stride=2".
-
-    Raises:
-        ValueError: height or width is below `least`.
-    """
-    if min(n or least for n in shape[:2]) < least:
-        raise ValueError(
-            f"{who} takes pictures of at least {least} x {least} pixels, not "
-            f"{shape[0]} x {shape[1]}."
-        )

@@ -1,5 +1,6 @@
 """How an image network begins and ends."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import keras
@@ -41,6 +42,24 @@ def image_input(
     if normalization is not None:
         x = ImageNormalization(*normalization, name="normalization")(x)
     return image, x
+
+
+def require_size(shape: Sequence[int | None], least: int, who: str) -> None:
+    """Refuse a picture of which the poolings would leave nothing.
+
+    Args:
+        shape: `(height, width, ...)` in pixels; None is any size.
+        least: smallest height and width.
+        who: what the message calls the network, such as "googlenet with stem_stride=2".
+
+    Raises:
+        ValueError: height or width is below `least`.
+    """
+    if min(n or least for n in shape[:2]) < least:
+        raise ValueError(
+            f"{who} takes pictures of at least {least} x {least} pixels, not "
+            f"{shape[0]} x {shape[1]}."
+        )
 
 
 def classification_head(

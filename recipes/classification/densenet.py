@@ -31,6 +31,7 @@ from tiffin.layers import (
     dense_block,
     image_input,
     padded_max_pooling,
+    require_size,
     transition,
 )
 from tiffin.recipes.engine.classification import Classification
@@ -175,11 +176,7 @@ def densenet(
     depth, *form = variant.removeprefix("densenet").split("_")
     depth, imagenet, bottleneck = int(depth), not form, not form or "bc" in form
     smallest = 4 if not imagenet else 29 if stem_stride == 2 else 15
-    if any(side is not None and side < smallest for side in input_shape[:2]):
-        raise InputError(
-            f"{variant} takes pictures of {smallest}x{smallest} pixels or more, not "
-            f"{input_shape[0]}x{input_shape[1]}."
-        )
+    require_size(input_shape, smallest, variant)
     if compression is None:
         compression = 0.5 if bottleneck else 1.0
     bn = {"epsilon": 1e-5, "momentum": bn_momentum}
@@ -241,10 +238,7 @@ class Config(Classification):
     stem_stride: int | None = None
     """Stride of the ImageNet form's first convolution; default: 2, but 1 below 64 pixels."""
     builder: ClassVar = staticmethod(densenet)
-
-    def build(self, input_shape, classes, normalization, **options):
-        stride = self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1)
-        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
+    small: ClassVar = {"stem_stride": 1}
 
 
 if __name__ == "__main__":

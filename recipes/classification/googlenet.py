@@ -142,9 +142,7 @@ def googlenet(
         conv = {"normalize": False, "use_bias": True, "bias": 0.2, "initializer": "lecun_uniform"}
     else:
         conv = {"epsilon": 1e-3, "momentum": bn_momentum}
-
-    def width(filters):
-        return max(int(alpha * filters), min(filters, 16))
+    conv["alpha"] = alpha
 
     def normalized(x, name):
         # Caffe divides its alpha of 1e-4 by the five neighbours.
@@ -152,12 +150,12 @@ def googlenet(
 
     image, x = image_input(input_shape, normalization)
     stride, maps, heads = stem_stride, {}, {}
-    x = maps[stride] = conv_relu(x, width(64), 7, stride, name="conv1", **conv)  # 112 x 112 x 64
+    x = maps[stride] = conv_relu(x, 64, 7, stride, name="conv1", **conv)  # 112 x 112 x 64
     x = overlapping_max_pooling(x, name="pool1")
     x = normalized(x, "norm1")  # 56 x 56 x 64
     stride *= 2
-    x = conv_relu(x, width(64), 1, name="conv2_reduce", **conv)
-    x = conv_relu(x, width(192), 3, name="conv2", **conv)
+    x = conv_relu(x, 64, 1, name="conv2_reduce", **conv)
+    x = conv_relu(x, 192, 3, name="conv2", **conv)
     x = maps[stride] = normalized(x, "norm2")  # 56 x 56 x 192
     for name, *filters in MODULES:
         if name in ("3a", "4a", "5a"):
@@ -166,12 +164,11 @@ def googlenet(
                 x = layers.MaxPooling2D(2, 2, "same", name="pool4")(x)
             else:
                 x = overlapping_max_pooling(x, name=f"pool{int(name[0]) - 1}")
-        filters = [width(n) for n in filters]
         x = inception_module(x, filters, name=f"inception_{name}", third=third, **conv)
         maps[stride] = x
         if auxiliary and name in ("4a", "4d") and top.get("include_top", True):
             head = f"auxiliary_{len(heads) + 1}"
-            heads[head] = auxiliary_head(x, width(128), classes, paper, name=head, **conv)
+            heads[head] = auxiliary_head(x, 128, classes, paper, name=head, **conv)
 
     return classifier(variant, image, x, classes, maps, auxiliary=heads, dropout=dropout, **top)
 

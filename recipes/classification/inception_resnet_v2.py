@@ -28,7 +28,7 @@ from tiffin.layers import (
     Top,
     check_inception,
     classifier,
-    conv_bn_relu,
+    conv_relu,
     factorized_inception,
     image_input,
     inception_layers,
@@ -184,7 +184,7 @@ def inception_resnet_v2(
     Args:
         input_shape: `(height, width, channels)` in pixels, at least 75 x 75.
         classes: width of the last layer.
-        alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_bn_relu`.
+        alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_relu`.
         dropout: rate before the last layer, in [0, 1); 0.2 in the paper.
         stem_stride: 8, by which the stem divides the picture in the paper. 4 (from 39 pixels) and
             2 (from 23) are departures for small pictures.
@@ -213,7 +213,7 @@ def inception_resnet_v2(
                 x = ScaledResidual(1.0 if last else scale, name=f"{name}_add")([x, y])
                 x = x if last else layers.ReLU(name=f"{name}_relu")(x)
         maps[stride * stem_stride // 8] = x
-    x = conv_bn_relu(x, 1536, 1, name="Conv2d_7b_1x1", **conv)  # 8 x 8 x 1536
+    x = conv_relu(x, 1536, 1, name="Conv2d_7b_1x1", **conv)  # 8 x 8 x 1536
     maps[32 * stem_stride // 8] = x
 
     return classifier("inception_resnet_v2", image, x, classes, maps, dropout=dropout, **top)

@@ -125,10 +125,8 @@ def inception_v2(
         "use_bias": not paper,
         "epsilon": 1e-3 if paper else 1e-5,
         "momentum": bn_momentum,
+        "alpha": alpha,
     }
-
-    def width(filters):
-        return max(int(alpha * filters), min(filters, 16))
 
     image, x = image_input(input_shape, normalization)
     stride, maps = stem_stride, {}
@@ -142,14 +140,14 @@ def inception_v2(
             depthwise_initializer="he_normal",
             name="conv1_depthwise",
         )(x)  # 112 x 112 x 24
-        x = conv_relu(x, width(64), 1, name="conv1", **conv)
+        x = conv_relu(x, 64, 1, name="conv1", **conv)
     else:
-        x = conv_relu(x, width(64), 7, stride, name="conv1", **conv)
+        x = conv_relu(x, 64, 7, stride, name="conv1", **conv)
     maps[stride] = x  # 112 x 112 x 64
     x = overlapping_max_pooling(x, name="pool1")
     stride *= 2
-    x = conv_relu(x, width(64), 1, name="conv2_reduce", **conv)
-    x = maps[stride] = conv_relu(x, width(192), 3, name="conv2", **conv)  # 56 x 56 x 192
+    x = conv_relu(x, 64, 1, name="conv2_reduce", **conv)
+    x = maps[stride] = conv_relu(x, 192, 3, name="conv2", **conv)  # 56 x 56 x 192
     x = overlapping_max_pooling(x, name="pool2")
     stride *= 2
     for name, *filters, pool, projection in MODULES:
@@ -159,7 +157,7 @@ def inception_v2(
         stride *= step
         x = maps[stride] = inception_module(
             x,
-            [width(n) for n in (*filters, projection)],
+            (*filters, projection),
             name=f"inception_{name}",
             third="double_3x3",
             pool=pool,

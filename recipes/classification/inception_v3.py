@@ -183,7 +183,7 @@ def inception_v3(
     Args:
         input_shape: `(height, width, channels)` in pixels, at least 75 x 75.
         classes: width of the last layer.
-        alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_bn_relu`.
+        alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_relu`.
         dropout: rate before the last layer, in [0, 1): 0.2 in the authors' code, 0.5 in torch's.
         auxiliary: add the second classifier, `auxiliary`, which takes 107 x 107 pixels.
         stem_stride: 8, by which the stem divides the picture in the paper. 4 (from 39 pixels) and

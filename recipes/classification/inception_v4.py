@@ -24,7 +24,7 @@ from tiffin.layers import (
     Top,
     check_inception,
     classifier,
-    conv_bn_relu,
+    conv_relu,
     factorized_inception,
     image_input,
     inception_stem_strides,
@@ -159,7 +159,7 @@ def inception_v4(
     Args:
         input_shape: `(height, width, channels)` in pixels, at least 75 x 75.
         classes: width of the last layer.
-        alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_bn_relu`.
+        alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_relu`.
         dropout: rate before the last layer, in [0, 1); 0.2 in the paper.
         stem_stride: 8, by which the stem divides the picture in the paper. 4 (from 39 pixels) and
             2 (from 23) are departures for small pictures.
@@ -177,9 +177,9 @@ def inception_v4(
     first, last = inception_stem_strides(stem_stride)
 
     image, x = image_input(input_shape, normalization)
-    x = conv_bn_relu(x, 32, 3, first, "valid", name="Conv2d_1a_3x3", **conv)  # 149 x 149 x 32
-    x = conv_bn_relu(x, 32, 3, 1, "valid", name="Conv2d_2a_3x3", **conv)
-    x = conv_bn_relu(x, 64, 3, name="Conv2d_2b_3x3", **conv)  # 147 x 147 x 64
+    x = conv_relu(x, 32, 3, first, "valid", name="Conv2d_1a_3x3", **conv)  # 149 x 149 x 32
+    x = conv_relu(x, 32, 3, 1, "valid", name="Conv2d_2a_3x3", **conv)
+    x = conv_relu(x, 64, 3, name="Conv2d_2b_3x3", **conv)  # 147 x 147 x 64
     maps = {first: x}
     x = factorized_inception(x, MIXED_3A, name="Mixed_3a", **conv)  # 73 x 73 x 160
     x = maps[2 * first] = factorized_inception(x, MIXED_4A, name="Mixed_4a", **conv)

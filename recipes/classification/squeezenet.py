@@ -26,8 +26,8 @@ from typing import ClassVar, Unpack
 import keras
 from keras import layers
 
-from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, fire, image_input, overlapping_max_pooling
+from tiffin.export.errors import one_of
+from tiffin.layers import Top, classifier, fire, image_input, overlapping_max_pooling, require_size
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.training import main
@@ -132,11 +132,7 @@ def squeezenet(
     version = variant.removeprefix("squeezenet")[:3]
     filters, kernel_size = (96, 7) if version == "1_0" else (64, 3)
     smallest = kernel_size + 7 * stem_stride
-    if any(side is not None and side < smallest for side in input_shape[:2]):
-        raise InputError(
-            f"{variant} takes pictures of {smallest}x{smallest} pixels or more, not "
-            f"{input_shape[0]}x{input_shape[1]}."
-        )
+    require_size(input_shape, smallest, variant)
 
     image, x = image_input(input_shape, normalization)
     x = layers.Conv2D(
@@ -194,10 +190,7 @@ class Config(Classification):
     stem_stride: int | None = None
     """Stride of the first convolution; default: the paper's 2, but 1 below 64 pixels."""
     builder: ClassVar = staticmethod(squeezenet)
-
-    def build(self, input_shape, classes, normalization, **options):
-        stride = self.stem_stride or (2 if min(input_shape[:2]) >= 64 else 1)
-        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
+    small: ClassVar = {"stem_stride": 1}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, hidden_layers, image_input, make_divisible
+from tiffin.layers import Top, classifier, hidden_layers, image_input, make_divisible, require_size
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -170,11 +170,7 @@ def vgg(
     if hidden < 1:
         raise InputError(f"hidden={hidden} must be at least 1; the paper has 4096.")
     smallest = 32 if pool_padding == "valid" else 1
-    if any(side is not None and side < smallest for side in input_shape[:2]):
-        raise InputError(
-            f"{variant} takes pictures of 32x32 pixels or more, not {input_shape[0]}x"
-            f"{input_shape[1]}: pool_padding='same' takes smaller ones."
-        )
+    require_size(input_shape, smallest, f"{variant} with pool_padding={pool_padding!r}")
     depth, _, bn = variant.removeprefix("vgg").partition("_")
 
     image, x = image_input(input_shape, normalization)

@@ -36,6 +36,7 @@ from tiffin.layers import (
     hidden_layers,
     image_input,
     overlapping_max_pooling,
+    require_size,
 )
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
@@ -160,11 +161,7 @@ def zfnet(
             filters, split = others, 1
         rows.append((name, size, stride, padding, filters, min(split, groups)))
     smallest = next(side for side in itertools.count(1) if _left(side, rows))
-    if any(side is not None and side < smallest for side in input_shape[:2]):
-        raise InputError(
-            f"{variant} with stem_stride={rows[0][2]} takes pictures of {smallest}x{smallest} "
-            f"pixels or more, not {input_shape[0]}x{input_shape[1]}."
-        )
+    require_size(input_shape, smallest, f"{variant} with stem_stride={rows[0][2]}")
 
     image, x = image_input(input_shape, normalization)
     total, maps = 1, {}

@@ -174,8 +174,8 @@ def test_small_pictures():
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("densenet121", {"input_shape": (28, 28, 3)}, "29x29 pixels or more, not 28x28"),
-        ("densenet40_k12", {"input_shape": (3, 8, 3)}, "4x4 pixels or more"),
+        ("densenet121", {"input_shape": (28, 28, 3)}, "at least 29 x 29 pixels, not 28 x 28"),
+        ("densenet40_k12", {"input_shape": (3, 8, 3)}, "at least 4 x 4 pixels"),
         ("densenet121", {"compression": 0}, "compression=0"),
         ("densenet121", {"drop_rate": 1}, "drop_rate=1"),
         ("densenet121", {"stem_stride": 4}, "stem_stride=4"),

@@ -54,7 +54,7 @@ def test_smallest_pictures_are_torchvisions(size, name, tmp_path):
     assert weights.IMAGENET1K_V1.meta["min_size"] == (size, size)
     theirs = getattr(models, name)(weights=None)
     parity.check_weights(name, theirs, tmp_path / "theirs.safetensors", size)
-    with pytest.raises(ValueError, match=f"{size}x{size} pixels or more"):
+    with pytest.raises(ValueError, match=f"at least {size} x {size} pixels"):
         recipes.build(name, (size, size - 1, 3))
 
 

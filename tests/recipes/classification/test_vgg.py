@@ -163,7 +163,7 @@ def test_small_pictures():
         ("vgg11", {"alpha": 0}, "alpha=0"),
         ("vgg11", {"hidden": 0}, "hidden=0"),
         ("vgg11", {"pool_padding": "full"}, "pool_padding='full'"),
-        ("vgg11", {"input_shape": (64, 31, 3)}, "32x32 pixels or more, not 64x31"),
+        ("vgg11", {"input_shape": (64, 31, 3)}, "at least 32 x 32 pixels, not 64 x 31"),
         ("vgg11", {"input_shape": (None, 64, 3)}, "include_top=False"),
         ("vgg16", {"pooling": "mean"}, "pooling='mean'"),
         ("vgg14", {}, "did you mean 'vgg1"),

@@ -138,7 +138,7 @@ def test_figure_3_in_torch(tmp_path):
 def test_smallest_pictures(name, options, smallest):
     model = recipes.build(name, (smallest, smallest, 3), 3, hidden=4, **options)
     assert model.get_layer("pool5").output.shape[1:3] == (1, 1)
-    with pytest.raises(ValueError, match=f"{smallest}x{smallest} pixels or more, not"):
+    with pytest.raises(ValueError, match=f"at least {smallest} x {smallest} pixels, not"):
         recipes.build(name, (64, smallest - 1, 3), 3, hidden=4, **options)
 
 
