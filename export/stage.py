@@ -359,6 +359,8 @@ def _check_file(
     """
     content = source.make(precision)
     written = _write(content, path, source.kind, manifest)
+    # In a process of its own and first: a file may bring its runtime down.
+    speed = _speed(path) if manifest else {}
     entry, reason = judge(path, precision)
     if precision == "int8":
         entry["float_layers"] = []
@@ -372,7 +374,7 @@ def _check_file(
                 entry, still = judge(path, precision)
                 if not still:
                     entry["float_layers"] = [study.names[u] for u in study.units if u in kept]
-                    reason = None
+                    reason, speed = None, _speed(path) if manifest else {}
                     break
             tables[path.name] = study.rows(content, kept)
             if reason:
@@ -383,17 +385,25 @@ def _check_file(
     entry["quantization"] = _QUANTIZATION.get(
         (source.kind, precision), _QUANTIZATION.get(precision)
     )
-    if manifest:
-        from tiffin.export.benchmark import measure
+    return entry | speed | {"verified": True}
 
+
+def _speed(path: Path) -> dict:
+    """Return latency and memory for the manifest."""
+    from tiffin.export.benchmark import measure
+
+    try:
         speed = measure(path, threads=1, seconds=0.5)
-        entry["latency_ms"] = {
+    except InputError as error:
+        raise ExportError(f"{path.name} does not run: {error}") from error
+    return {
+        "latency_ms": {
             "median": speed["median_ms"],
             "p95": speed["p95_ms"],
             "threads": speed["threads"],
-        }
-        entry["peak_memory_mb"] = speed["peak_memory_mb"]
-    return entry | {"verified": True}
+        },
+        "peak_memory_mb": speed["peak_memory_mb"],
+    }
 
 
 def _write(content, path: Path, kind: str, manifest: Mapping | None) -> dict:

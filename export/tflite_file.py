@@ -265,7 +265,14 @@ def _ranges(model: bytes, calibration) -> dict:
     count = len(next(iter(calibration.values())))
     feeds = [{name: array[i : i + 1] for name, array in calibration.items()} for i in range(count)]
     observer.calibrate({SIGNATURE: feeds}, manager)
-    return observer.get_model_qsvs()
+    ranges = observer.get_model_qsvs()
+    for seen in ranges.values():
+        # XNNPACK fails, or brings its process down, where a result of next to no range is made
+        # from integers of usual size. What was nothing but zero, as behind a dead ReLU, has no
+        # range to keep.
+        if not np.any(seen["min"]) and not np.any(seen["max"]):
+            seen["max"] = np.ones_like(seen["max"])
+    return ranges
 
 
 def _places(model: bytes) -> dict[str, int]:

@@ -13,7 +13,7 @@ from tiffin.export.convert import Interface, float32_clone, trace
 from tiffin.export.errors import ExportError, InputError
 from tiffin.export.onnx_file import reduce as reduce_onnx
 from tiffin.export.onnx_file import to_onnx
-from tiffin.export.stage import dry_run
+from tiffin.export.stage import dry_run, export
 from tiffin.export.tflite_file import reduce as reduce_tflite
 from tiffin.export.tflite_file import to_tflite
 
@@ -334,3 +334,21 @@ def test_int8_keeps_the_range_of_the_brightest_calibration_picture(kind, tmp_pat
     (expected,) = interface.keras()({"image": bright}).values()
     error = np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2))
     assert error < 0.05
+
+
+def test_int8_survives_a_layer_that_gives_nothing_but_zero(tmp_path):
+    image = keras.Input((16, 16, 3), name="image")
+    x = layers.Conv2D(8, 3, activation="relu", name="alive")(image)
+    # Far below what any picture reaches: its ReLU is dead.
+    dead = layers.Conv2D(
+        4, 1, activation="relu", bias_initializer=keras.initializers.Constant(-1e3), name="dead"
+    )(x)
+    x = layers.Add()([x, layers.Conv2D(8, 1, name="after")(dead)])
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(3, name="logits")(x), name="dead")
+    x = pixels(count=16)
+    manifest = export(
+        model, tmp_path, precisions=("int8",), calibration=x, normalization=(127.5, 127.5),
+        say=lambda line: None,
+    )  # fmt: skip
+    assert [entry["float_layers"] for entry in manifest["files"]] == [[], []]

@@ -16,10 +16,6 @@ from tiffin.recipes.engine.classification import SmoothedCrossentropy
 from tiffin.recipes.engine.training import Recipe, to_json
 
 ENTRIES = registry.recipes()
-SMALLEST = [
-    min(entry.variants, key=lambda name: entry.variants[name].parameters)
-    for entry in ENTRIES.values()
-]
 LOADER = """
 import sys, keras, numpy as np, tiffin.layers
 model = keras.saving.load_model(sys.argv[1], safe_mode=True)
@@ -65,11 +61,12 @@ def build_train_save_load_export(model, directory, batch: int, precisions: tuple
             np.testing.assert_allclose(outputs, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-def test_family_from_build_to_six_files(name, tmp_path):
-    config = registry.find(name).load().Config(model=name)
-    model = config.build((32, 32, 3), 5, (127.5, 127.5))
-    model = config.inference(model)
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_family_from_build_to_six_files(entry, tmp_path):
+    config = entry.load().Config()
+    if hasattr(config, "alpha"):
+        config.alpha = 0.25
+    model = config.inference(config.build((32, 32, 3), 5, (127.5, 127.5)))
     build_train_save_load_export(model, tmp_path, 8, ("fp32", "fp16", "int8"))
 
 
