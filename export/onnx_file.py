@@ -164,7 +164,8 @@ def _normalise(proto) -> None:
     for product in [*graph.node]:
         if product.op_type != "Mul" or (scaled := planes(product)) is None:
             continue
-        if makers.get(scaled[0]) is None or makers[scaled[0]].op_type == "Cast":
+        maker = makers.get(scaled[0])
+        if maker is None or maker.op_type in ("Cast", "Transpose"):
             continue  # a picture's own normalisation, once a run
         last, scale = product, scaled[1]
         offset = np.zeros_like(scale)
@@ -341,13 +342,11 @@ def exposed(proto, tensors: Sequence[str]):
 
 
 def kept(proto, units: Sequence[Unit]) -> list[Unit]:
-    """Return the units that an int8 file has in float32: those that read something unrounded."""
+    """Return the units that an int8 file has in float32: those that read nothing but unrounded."""
     rounded = {n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
-    nodes = {node.name: node for node in proto.graph.node}
-    heads = [(unit, nodes.get(unit.nodes[0])) for unit in units]
-    return [
-        unit for unit, node in heads if node and not rounded.issuperset(filter(None, node.input))
-    ]
+    small = {n.name for n in proto.graph.node if rounded.issuperset(filter(None, n.input))}
+    present = {n.name for n in proto.graph.node}
+    return [u for u in units if u.nodes[0] in present and small.isdisjoint(u.nodes)]
 
 
 def read(path: Path):

@@ -126,8 +126,9 @@ def units(steps: Sequence[Step]) -> list[Unit]:
     for part in parts:
         taken = [step for step in part if step.quantized]
         # What only moves the model's own input does not round it.
-        if any(step.operation not in _MOVES for step in taken):
-            head = taken[0]
+        working = [step for step in taken if step.operation not in _MOVES]
+        if working:
+            head = working[0]
             nodes = tuple(step.name for step in taken)
             weighted = head.operation in _KERNELS and head.constant > 0
             label = head.label or head.name

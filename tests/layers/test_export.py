@@ -40,7 +40,9 @@ BLOCKS = {
     ),
     "scaled_residual": lambda x: layers.ScaledResidual(0.1)([x, keras.layers.Conv2D(4, 1)(x)]),
     "fire": lambda x: layers.fire(x, 2, 2, 2, name="f", bypass="simple"),
-    "dense_block": lambda x: layers.transition(layers.dense_block(x, 2, 4, name="d"), 4, name="t"),
+    "dense_block": lambda x: layers.transition(
+        layers.dense_block(keras.layers.Conv2D(4, 1)(x), 2, 4, name="d"), 4, name="t"
+    ),
     "separable": lambda x: layers.separable_block(
         keras.layers.Conv2D(4, 1)(x), 8, 2, name="1", padding="symmetric"
     ),

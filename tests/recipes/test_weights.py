@@ -831,7 +831,15 @@ def test_what_a_network_can_do_leaves_nothing(cache, answer, said):
     assert list(cache.iterdir()) == []
 
 
-def test_ctrl_c_in_a_download_leaves_nothing(cache):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT interrupt, which the workers of a parallel test run ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_download_leaves_nothing(cache, interruptible):
     def answer(handler):
         send(handler, b"x" * 100_000, length=200_000)
         os.kill(os.getpid(), signal.SIGINT)
