@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tiffin.export.errors import InputError
+from tiffin.recipes.engine.cli import Copy, Summary
+
 REPO = Path(__file__).parents[2]
 TIFFIN = Path(sys.executable).parent / "tiffin"
 
@@ -125,12 +128,17 @@ def test_summary_counts_as_the_paper_does():
     cells = [cell.strip() for cell in row.split("|")]
     # 3 x 3 x 64 x 64 weights, each used at 56 x 56 places.
     assert cells[3:6] == ["56 x 56 x 64", "36,864", f"{56 * 56 * 36_864 / 1e6:.2f}"]
-    code, out, _ = tiffin("summary", "mobilenet_v2", "--options", "alpha=0.35", "--size", 96)
-    assert code == 0 and "mobilenet_v2 at 96 x 96 x 3" in out
-    assert "shortcut='C' must be" in fails("summary", "resnet20", "--options", "shortcut=C")
-    assert "write NAME=VALUE" in fails("summary", "resnet20", "--options", "alpha")
-    assert "no option 'alpha'" in fails("summary", "resnet20", "--options", "alpha=1")
-    assert "no file no.keras" in fails("summary", "no.keras")
+
+
+def test_summary_takes_the_builders_options(capsys):
+    Summary("mobilenet_v2", size=96, options=("alpha=0.35",)).run()
+    assert "mobilenet_v2 at 96 x 96 x 3" in capsys.readouterr().out
+    said = {"shortcut=C": "shortcut='C' must be", "alpha": "write NAME", "alpha=1": "no option"}
+    for option, message in said.items():
+        with pytest.raises(InputError, match=message):
+            Summary("resnet20", options=(option,)).run()
+    with pytest.raises(InputError, match=r"no file no\.keras"):
+        Summary("no.keras").run()
 
 
 def test_a_copied_recipe_is_ones_own(tmp_path):
@@ -138,12 +146,14 @@ def test_a_copied_recipe_is_ones_own(tmp_path):
     assert code == 0 and "python deep/my_net.py --model resnet20" in out
     script = tmp_path / "deep/my_net.py"
     script.write_text(script.read_text().replace('("conv4", 8, 64)', '("conv4", 8, 96)'))
-    command = [sys.executable, script, "--model", "resnet20", "--epochs", "1"]
+    command = [sys.executable, script, "--model", "resnet20", "--epochs", "1", "--image-size", "8"]
     done = subprocess.run(
         [*command, "--output", "run"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert '"recipe": "my_net"' in (tmp_path / "run/metrics.json").read_text()
-    assert "exists already" in fails("copy", "resnet20", script)
-    assert "must end in .py" in fails("copy", "resnet20", tmp_path / "net")
+    wrong = {"exists already": script, r"must end in \.py": tmp_path / "net"}
+    for message, path in wrong.items():
+        with pytest.raises(InputError, match=message):
+            Copy("resnet20", path).run()
     assert "no recipe 'resnet2'" in fails("copy", "resnet2", tmp_path / "net.py")
