@@ -171,7 +171,7 @@ def _normalise(proto) -> None:
         offset = np.zeros_like(scale)
         between = product.output[0]
         follower = next((node for node in graph.node if between in node.input), None)
-        alone = readers[between] == 1 and between not in ends
+        alone = follower is not None and readers[between] == 1 and between not in ends
         if alone and follower.op_type == "Add" and (added := planes(follower)) is not None:
             last, offset = follower, added[1]
         if offset.size != scale.size:
@@ -187,7 +187,7 @@ def _normalise(proto) -> None:
         graph.node.remove(product)
         if last is not product:
             graph.node.remove(last)
-    used = {*_reads(graph.node)}
+    used = {*_reads(graph.node)} | ends
     for tensor in [*graph.initializer]:
         if tensor.name not in used:
             graph.initializer.remove(tensor)
@@ -482,7 +482,7 @@ class _Graph:
             for slot in constants:
                 value = self.values[maker.input[slot]]
                 if value.size > 1:
-                    self._rename(maker, slot, f"{maker.output[0]}/planes", value.reshape(-1, 1, 1))
+                    self._feed(maker, slot, f"{maker.output[0]}/planes", value.reshape(-1, 1, 1))
             (slot,) = {*range(len(maker.input))} - {*constants}
             before, between = maker.input[slot], maker.output[0]
             maker.input[slot], maker.output[0] = between, node.output[0]
@@ -535,9 +535,9 @@ class _Graph:
 
     def _replace(self, node, slot: int, value: np.ndarray) -> None:
         """Give a convolution or product a kernel or bias of its own."""
-        self._rename(node, slot, f"{node.output[0]}/{('kernel', 'bias')[slot - 1]}", value)
+        self._feed(node, slot, f"{node.output[0]}/{('kernel', 'bias')[slot - 1]}", value)
 
-    def _rename(self, node, slot: int, name: str, value: np.ndarray) -> None:
+    def _feed(self, node, slot: int, name: str, value: np.ndarray) -> None:
         """Let a node read a new constant."""
         if slot < len(node.input):
             self.readers[node.input[slot]] -= 1

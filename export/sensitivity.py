@@ -234,6 +234,9 @@ class Study:
 def explain(float_file, int8_file, inputs, model=None) -> list[Row]:
     """Compare an exported pair layer by layer, as `tiffin export --explain` does.
 
+    One thing is left out that the command shows: a batch normalisation that stands alone in the
+    float ONNX file, as before an activation, has no row.
+
     Args:
         float_file: the `_fp32.onnx` or `_fp32.tflite` file.
         int8_file: its int8 twin.

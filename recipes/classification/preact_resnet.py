@@ -64,7 +64,6 @@ WEIGHTS = {
         options={"form": "keras"},
         epsilon=1.001e-5,
         normalization=((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-        licence="Apache-2.0",
         url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/",
         files={
             "preact_resnet50": (
