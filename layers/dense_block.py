@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from tiffin.layers.normalization import BatchNormalization
+
 
 def dense_layer(
     x: keras.KerasTensor,
@@ -111,7 +113,7 @@ def transition(
 
 
 def _activate(x, name, bn):
-    x = layers.BatchNormalization(name=f"{name}_bn", **bn)(x)
+    x = BatchNormalization(name=f"{name}_bn", **bn)(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 

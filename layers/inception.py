@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from tiffin.layers.normalization import BatchNormalization
+
 
 def conv_relu(
     x: keras.KerasTensor,
@@ -62,7 +64,7 @@ def conv_relu(
         name=f"{name}_conv",
     )(x)
     if normalize:
-        x = layers.BatchNormalization(
+        x = BatchNormalization(
             scale=bn_scale, epsilon=epsilon, momentum=momentum, name=f"{name}_bn"
         )(x)
     return layers.ReLU(name=f"{name}_relu")(x)

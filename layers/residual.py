@@ -9,6 +9,7 @@ import keras
 from keras import layers, ops
 
 from tiffin.layers.convolution import GroupedConv2D
+from tiffin.layers.normalization import BatchNormalization
 from tiffin.layers.separable import depthwise_conv
 from tiffin.layers.squeeze_excitation import squeeze_excitation
 
@@ -121,7 +122,7 @@ def conv_bn(
         `[batch, ceil(height / stride), ceil(width / stride), filters]`.
     """
     x = padded_conv(x, filters, kernel_size, stride, name=name, groups=groups)
-    return layers.BatchNormalization(epsilon=epsilon, momentum=momentum, name=f"{name}_bn")(x)
+    return BatchNormalization(epsilon=epsilon, momentum=momentum, name=f"{name}_bn")(x)
 
 
 def padded_max_pooling(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
@@ -298,10 +299,10 @@ def inverted_residual(
             kernel_initializer=initializer(stddev=0.09),
             name=f"{name}_expand",
         )(x)
-        x = layers.BatchNormalization(name=f"{name}_expand_BN", **bn)(x)
+        x = BatchNormalization(name=f"{name}_expand_BN", **bn)(x)
         x = layers.ReLU(6, name=f"{name}_expand_relu")(x)
     x = depthwise_conv(x, stride, name=f"{name}_depthwise", padding=padding)
-    x = layers.BatchNormalization(name=f"{name}_depthwise_BN", **bn)(x)
+    x = BatchNormalization(name=f"{name}_depthwise_BN", **bn)(x)
     x = layers.ReLU(6, name=f"{name}_depthwise_relu")(x)
     x = layers.Conv2D(
         filters,
@@ -310,7 +311,7 @@ def inverted_residual(
         kernel_initializer=initializer(stddev=0.09),
         name=f"{name}_project",
     )(x)
-    x = layers.BatchNormalization(name=f"{name}_project_BN", **bn)(x)
+    x = BatchNormalization(name=f"{name}_project_BN", **bn)(x)
     if stride == 1 and channels == filters:
         return layers.Add(name=f"{name}_add")([skip, x])
     return x

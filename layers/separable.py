@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from tiffin.layers.normalization import BatchNormalization
+
 
 def depthwise_conv(
     x: keras.KerasTensor,
@@ -81,7 +83,7 @@ def separable_block(
     """
     bn = {"epsilon": epsilon, "momentum": momentum}
     x = depthwise_conv(x, stride, name=f"conv_dw_{name}", padding=padding)
-    x = layers.BatchNormalization(name=f"conv_dw_{name}_bn", **bn)(x)
+    x = BatchNormalization(name=f"conv_dw_{name}_bn", **bn)(x)
     x = layers.ReLU(max_value, name=f"conv_dw_{name}_relu")(x)
     x = layers.Conv2D(
         filters,
@@ -90,5 +92,5 @@ def separable_block(
         kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.09),
         name=f"conv_pw_{name}",
     )(x)
-    x = layers.BatchNormalization(name=f"conv_pw_{name}_bn", **bn)(x)
+    x = BatchNormalization(name=f"conv_pw_{name}_bn", **bn)(x)
     return layers.ReLU(max_value, name=f"conv_pw_{name}_relu")(x)

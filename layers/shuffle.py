@@ -8,6 +8,7 @@ the converter makes around convolutions.
 import keras
 from keras import layers, ops
 
+from tiffin.layers.normalization import BatchNormalization
 from tiffin.layers.residual import conv_bn
 from tiffin.layers.separable import depthwise_conv
 
@@ -253,4 +254,4 @@ def _depthwise_bn(x, stride, name, bn):
     # He's rule for a kernel that sees nine values.
     stddev = (2 / 9) ** 0.5
     x = depthwise_conv(x, stride, name=f"{name}_conv", padding="symmetric", stddev=stddev)
-    return layers.BatchNormalization(name=f"{name}_bn", **bn)(x)
+    return BatchNormalization(name=f"{name}_bn", **bn)(x)

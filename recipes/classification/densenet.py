@@ -25,6 +25,7 @@ from keras import layers
 
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import (
+    BatchNormalization,
     Top,
     classifier,
     conv_bn,
@@ -212,7 +213,7 @@ def densenet(
             stride *= 2
         x = dense_block(x, repeats, growth, name=name, bottleneck=bottleneck, **options)
         maps[stride] = x
-    x = layers.BatchNormalization(name="bn", **bn)(x)
+    x = BatchNormalization(name="bn", **bn)(x)
     x = maps[stride] = layers.ReLU(name="relu")(x)  # 7 x 7 x 1024 in densenet121
 
     return classifier(variant, image, x, classes, maps, **top)

@@ -25,7 +25,7 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, image_input, separable_block
+from tiffin.layers import BatchNormalization, Top, classifier, image_input, separable_block
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -144,7 +144,7 @@ def mobilenet(
         kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.09),
         name="conv1",
     )(x)
-    x = layers.BatchNormalization(name="conv1_bn", **bn)(x)
+    x = BatchNormalization(name="conv1_bn", **bn)(x)
     x = layers.ReLU(max_value, name="conv1_relu")(x)  # 112 x 112 x 32
 
     stride, maps = stem_stride, {}

@@ -22,7 +22,14 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, image_input, inverted_residual, make_divisible
+from tiffin.layers import (
+    BatchNormalization,
+    Top,
+    classifier,
+    image_input,
+    inverted_residual,
+    make_divisible,
+)
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -173,7 +180,7 @@ def mobilenet_v2(
         kernel_initializer=kernel(stddev=0.09),
         name="Conv1",
     )(x)
-    x = layers.BatchNormalization(name="bn_Conv1", **bn)(x)
+    x = BatchNormalization(name="bn_Conv1", **bn)(x)
     x = layers.ReLU(6, name="Conv1_relu")(x)  # 112 x 112 x 32
 
     block, stride, maps = 0, stem_stride, {}
@@ -199,7 +206,7 @@ def mobilenet_v2(
         kernel_initializer=kernel(stddev=0.09),
         name="Conv_1",
     )(x)
-    x = layers.BatchNormalization(name="Conv_1_bn", **bn)(x)
+    x = BatchNormalization(name="Conv_1_bn", **bn)(x)
     x = maps[stride] = layers.ReLU(6, name="out_relu")(x)  # 7 x 7 x 1280
 
     return classifier("mobilenet_v2", image, x, classes, maps, dropout=dropout, **top)

@@ -20,7 +20,14 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, image_input, padded_conv, padded_max_pooling
+from tiffin.layers import (
+    BatchNormalization,
+    Top,
+    classifier,
+    image_input,
+    padded_conv,
+    padded_max_pooling,
+)
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -150,7 +157,7 @@ def preact_resnet(
     else:
         x = padded_conv(x, 64, 7, 2, name="conv1", use_bias=form == "keras")
         if form != "keras":
-            x = layers.BatchNormalization(name="conv1_bn", **bn)(x)
+            x = BatchNormalization(name="conv1_bn", **bn)(x)
             x = layers.ReLU(name="conv1_relu")(x)
         maps[2] = x  # 112 x 112 x 64
         x = padded_max_pooling(x, name="pool1")
@@ -178,7 +185,7 @@ def preact_resnet(
             maps[stride] = activation
             stride *= step
 
-    x = layers.BatchNormalization(name="post_bn", **bn)(x)
+    x = BatchNormalization(name="post_bn", **bn)(x)
     x = maps[stride] = layers.ReLU(name="post_relu")(x)  # 7 x 7 x 512, 2048 with bottlenecks
     return classifier(variant, image, x, classes, maps, **top)
 
@@ -188,7 +195,7 @@ def _unit(x, filters, stride, *, name, basic, preact, stride_in, bias, epsilon, 
     bn = {"epsilon": epsilon, "momentum": momentum}
     a = skip = x
     if preact:
-        a = layers.BatchNormalization(name=f"{name}_preact_bn", **bn)(x)
+        a = BatchNormalization(name=f"{name}_preact_bn", **bn)(x)
         a = layers.ReLU(name=f"{name}_preact_relu")(a)
     start = a
     channels = filters if basic else 4 * filters
@@ -205,7 +212,7 @@ def _unit(x, filters, stride, *, name, basic, preact, stride_in, bias, epsilon, 
         width = channels if last else filters
         a = padded_conv(a, width, kernel_size, step, name=f"{name}_{i}", use_bias=bias and last)
         if not last:
-            a = layers.BatchNormalization(name=f"{name}_{i}_bn", **bn)(a)
+            a = BatchNormalization(name=f"{name}_{i}_bn", **bn)(a)
             a = layers.ReLU(name=f"{name}_{i}_relu")(a)
     return layers.Add(name=f"{name}_out")([skip, a]), start
 

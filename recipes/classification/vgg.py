@@ -25,7 +25,15 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import Top, classifier, hidden_layers, image_input, make_divisible, require_size
+from tiffin.layers import (
+    BatchNormalization,
+    Top,
+    classifier,
+    hidden_layers,
+    image_input,
+    make_divisible,
+    require_size,
+)
 from tiffin.recipes.engine.classification import Classification
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -188,9 +196,7 @@ def vgg(
                 name=name,
             )(x)
             if bn:
-                x = layers.BatchNormalization(
-                    epsilon=1e-5, momentum=bn_momentum, name=f"{name}_bn"
-                )(x)
+                x = BatchNormalization(epsilon=1e-5, momentum=bn_momentum, name=f"{name}_bn")(x)
                 x = layers.ReLU(name=f"{name}_relu")(x)
         maps[stride] = x
         x = layers.MaxPooling2D(2, padding=pool_padding, name=f"{block}_pool")(x)

@@ -206,9 +206,10 @@ def _read_config(text: Any, found: Tensors) -> None:
     # Sequential models were a plain list once.
     for layer in parts if isinstance(parts, list) else parts["layers"]:
         config = layer["config"]
-        if layer["class_name"] == "BatchNormalization":
+        kind = layer["class_name"].rpartition(">")[2]  # without the package, as in "tiffin>..."
+        if kind == "BatchNormalization":
             found.epsilons[config["name"]] = float(config["epsilon"])
-        elif layer["class_name"] == "ImageNormalization":
+        elif kind == "ImageNormalization":
             found.normalization = config["mean"], config["std"]
 
 

@@ -19,6 +19,24 @@ def values(tensor):
     return ops.convert_to_numpy(ops.cast(tensor, "float32"))
 
 
+def gradients(function, *arrays):
+    """Return the gradients of a scalar function of arrays on the backend that runs."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return [values(g) for g in jax.grad(function, range(len(arrays)))(*arrays)]
+    tensors = [ops.convert_to_tensor(a) for a in arrays]
+    if keras.backend.backend() == "torch":
+        tensors = [t.requires_grad_() for t in tensors]
+        return [values(g) for g in torch.autograd.grad(function(*tensors), tensors)]
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        result = function(*tensors)
+    return [values(g) for g in tape.gradient(result, tensors)]
+
+
 def torch_conv(x, kernel, bias, groups=1, stride=1, padding=0):
     """Convolve NHWC by torch in float64."""
     x, kernel = (torch.from_numpy(a).double() for a in (x, kernel))
@@ -129,17 +147,35 @@ def test_batch_normalization_of_single_values_and_frozen():
     np.testing.assert_allclose(values(layer.moving_variance), 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(4,), (3, 2, 4)], ids=["vector", "picture"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_batch_normalization_trains(policy):
-    image = keras.Input((4,))
+def test_batch_normalization_trains(policy, shape):
+    image = keras.Input(shape)
     x = layers.BatchNormalization(momentum=0.0, dtype=policy)(image)
+    x = keras.layers.Flatten()(x)
     model = keras.Model(image, keras.layers.Dense(1, dtype="float32")(x))
     model.compile("sgd", "mse")
-    x = normal(16, 4) * 2 + 1
-    model.fit(x, x[:, :1], batch_size=16, epochs=1, verbose=0, shuffle=False)
+    x = normal(16, *shape) * 2 + 1
+    model.fit(x, normal(16, 1), batch_size=16, epochs=1, verbose=0, shuffle=False)
     rounding = 1e-4 if policy == "float32" else 2e-2
     variance = values(model.layers[1].moving_variance)
-    np.testing.assert_allclose(variance, x.astype("float64").var(0, ddof=1), rtol=rounding)
+    wanted = x.reshape(-1, 4).astype("float64").var(0, ddof=1)
+    np.testing.assert_allclose(variance, wanted, rtol=rounding)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalization_has_torchs_gradient(affine):
+    x, target = normal(2, 3, 5, 4) * 2 + 1, normal(2, 3, 5, 4)
+    layer = layers.BatchNormalization(epsilon=1e-2, scale=affine, center=affine)
+    layer.build(x.shape)
+    weight, bias = (normal(4), normal(4)) if affine else (np.ones(4), np.zeros(4))
+    layer.set_weights([weight, bias, np.zeros(4), np.ones(4)][0 if affine else 2 :])
+    (found,) = gradients(lambda x: ops.sum(ops.multiply(layer(x, training=True), target)), x)
+    double = torch.from_numpy(x).double().movedim(-1, 1).requires_grad_()
+    weight, bias, target = (torch.from_numpy(a).double() for a in (weight, bias, target))
+    y = torch.nn.functional.batch_norm(double, None, None, weight, bias, training=True, eps=1e-2)
+    (y.movedim(1, -1) * target).sum().backward()
+    np.testing.assert_allclose(found, double.grad.movedim(1, -1), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"strides": 2}, {"dilation_rate": 2}])
