@@ -173,7 +173,7 @@ def inception_resnet_v2(
     *,
     alpha: float = 1.0,
     dropout: float = 0.2,
-    stem_stride: int = 8,
+    stem_stride: int | None = None,
     bn_scale: bool = True,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
@@ -182,12 +182,12 @@ def inception_resnet_v2(
     """Build Inception-ResNet v2; layer names are those of the authors' code.
 
     Args:
-        input_shape: `(height, width, channels)` in pixels, at least 75 x 75.
+        input_shape: `(height, width, channels)` in pixels, at least 23 x 23.
         classes: width of the last layer.
         alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_relu`.
         dropout: rate before the last layer, in [0, 1); 0.2 in the paper.
-        stem_stride: 8, by which the stem divides the picture in the paper. 4 (from 39 pixels) and
-            2 (from 23) are departures for small pictures.
+        stem_stride: by what the stem divides the picture. None: 8, as in the paper, but 4 below 75
+            pixels and 2 below 39, the smallest being 23.
         bn_scale: whether batch normalisation has gamma: yes in pytorchcv and timm (55,843,464
             parameters), no in the authors' code and keras.applications (55,813,192).
         normalization: see `tiffin.layers.image_input`.
@@ -197,6 +197,7 @@ def inception_resnet_v2(
     Raises:
         ValueError: a value outside its range, or a picture that is too small.
     """
+    stem_stride = stem_stride or largest_stem_stride(input_shape)
     check_inception(input_shape, stem_stride, alpha)
     conv = {"alpha": alpha, "bn_scale": bn_scale, "momentum": bn_momentum}
 
@@ -236,10 +237,6 @@ class Config(Classification):
     pixels and 2 below 39."""
     weight_decay: float = 4e-5
     builder: ClassVar = staticmethod(inception_resnet_v2)
-
-    def build(self, input_shape, classes, normalization, **options):
-        options.setdefault("stem_stride", self.stem_stride or largest_stem_stride(input_shape))
-        return super().build(input_shape, classes, normalization, **options)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def inception_v3(
     alpha: float = 1.0,
     dropout: float = 0.2,
     auxiliary: bool = False,
-    stem_stride: int = 8,
+    stem_stride: int | None = None,
     bn_scale: bool = True,
     count_zeros: bool = False,
     normalization: tuple | None = None,
@@ -181,13 +181,13 @@ def inception_v3(
     """Build Inception v3; layers are named as in torchvision, but `_1x3` and `_3x1` side by side.
 
     Args:
-        input_shape: `(height, width, channels)` in pixels, at least 75 x 75.
+        input_shape: `(height, width, channels)` in pixels, at least 23 x 23.
         classes: width of the last layer.
         alpha: width multiplier, 1 in the paper; see `tiffin.layers.conv_relu`.
         dropout: rate before the last layer, in [0, 1): 0.2 in the authors' code, 0.5 in torch's.
         auxiliary: add the second classifier, `auxiliary`, which takes 107 x 107 pixels.
-        stem_stride: 8, by which the stem divides the picture in the paper. 4 (from 39 pixels) and
-            2 (from 23) are departures for small pictures.
+        stem_stride: by what the stem divides the picture. None: 8, as in the paper, but 4 below 75
+            pixels and 2 below 39, the smallest being 23.
         bn_scale: whether batch normalisation has gamma: yes in torchvision (with the auxiliary
             head 27,161,264 parameters) and pytorchcv (23,834,568, ours in VARIANTS), no in the
             authors' code and keras.applications (23,817,352).
@@ -201,6 +201,7 @@ def inception_v3(
         ValueError: a value outside its range, or a picture that is too small.
     """
     auxiliary = auxiliary and top.get("include_top", True)
+    stem_stride = stem_stride or largest_stem_stride(input_shape)
     check_inception(input_shape, stem_stride, alpha, auxiliary)
     conv = {"alpha": alpha, "bn_scale": bn_scale, "momentum": bn_momentum}
 
@@ -243,7 +244,7 @@ class Config(Classification):
         stride = self.stem_stride or largest_stem_stride(input_shape)
         smallest = SMALLEST_WITH_AUXILIARY.get(stride, 0)
         options.setdefault("auxiliary", self.auxiliary and min(input_shape[:2]) >= smallest)
-        return super().build(input_shape, classes, normalization, stem_stride=stride, **options)
+        return super().build(input_shape, classes, normalization, **options)
 
 
 if __name__ == "__main__":

@@ -104,14 +104,17 @@ def find(name: str) -> Entry:
 
 
 def build(
-    name: str, input_shape: tuple[int, int, int] = (224, 224, 3), classes: int = 1000, **options
+    name: str,
+    input_shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    **options,
 ):
     """Build a variant with fresh weights.
 
     Args:
         name: one of `names()`.
-        input_shape: `(height, width, channels)` in pixels.
-        classes: width of the last layer.
+        input_shape: `(height, width, channels)` in pixels; None: the paper's, in colour.
+        classes: width of the last layer; None: as many as the paper's data set has.
         **options: the builder's own, such as `alpha`, and those of every image network:
             `include_top`, `pooling`, `dropout` and `features` (see `tiffin.layers.classifier`),
             `normalization` (see `tiffin.layers.image_input`).
@@ -134,8 +137,13 @@ def build(
     for option in options:
         if option not in known:
             raise InputError(f"{name} has no option '{option}'{nearest(option, known)}")
-    variant = {"variant": name} if len(recipe.variants) > 1 else {}
-    return builder(**variant, input_shape=input_shape, classes=classes, **options)
+    row = recipe.variants[name]
+    return builder(
+        **({"variant": name} if len(recipe.variants) > 1 else {}),
+        input_shape=(row.size, row.size, 3) if input_shape is None else input_shape,
+        classes=row.classes if classes is None else classes,
+        **options,
+    )
 
 
 def options_of(builder: Callable) -> list[str]:
