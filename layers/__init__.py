@@ -1,8 +1,10 @@
 """Custom Keras layers, written with `keras.ops`: they run on TensorFlow, JAX and torch."""
 
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
+from tiffin.layers.center_loss import CenterLoss
 from tiffin.layers.convolution import GroupedConv2D
 from tiffin.layers.dense_block import dense_block, dense_layer, transition
+from tiffin.layers.divergence import KLDivergence, cross_entropy, entropy, kl_divergence
 from tiffin.layers.factorized_inception import (
     INCEPTION_STEM,
     SMALLEST_WITH_AUXILIARY,
@@ -17,6 +19,15 @@ from tiffin.layers.factorized_inception import (
 )
 from tiffin.layers.fire import fire
 from tiffin.layers.inception import conv_relu, inception_module
+from tiffin.layers.margin import (
+    AMSoftmax,
+    ArcFace,
+    ASoftmax,
+    EmbeddingTrainer,
+    LSoftmax,
+    MarginAnnealing,
+    MarginSoftmax,
+)
 from tiffin.layers.network import (
     Top,
     classification_head,
@@ -30,6 +41,7 @@ from tiffin.layers.normalization import (
     ImageNormalization,
     LocalResponseNormalization,
 )
+from tiffin.layers.pair_losses import ContrastiveLoss, TripletLoss, pairwise_distances
 from tiffin.layers.pooling import overlapping_max_pooling
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
@@ -54,18 +66,29 @@ from tiffin.layers.squeeze_excitation import squeeze_excitation
 __all__ = [
     "INCEPTION_STEM",
     "SMALLEST_WITH_AUXILIARY",
+    "AMSoftmax",
+    "ASoftmax",
+    "ArcFace",
     "BatchNormalization",
+    "CenterLoss",
     "ChannelShuffle",
     "ChannelSplit",
+    "ContrastiveLoss",
+    "EmbeddingTrainer",
     "GroupedConv2D",
     "ImageNormalization",
+    "KLDivergence",
+    "LSoftmax",
     "LocalResponseNormalization",
+    "MarginAnnealing",
+    "MarginSoftmax",
     "Maxout",
     "MaxoutConv2D",
     "PReLU",
     "ScaledResidual",
     "ShuffledConcatenate",
     "Top",
+    "TripletLoss",
     "ZeroPaddedShortcut",
     "basic_block",
     "bottleneck_block",
@@ -74,9 +97,11 @@ __all__ = [
     "classifier",
     "conv_bn",
     "conv_relu",
+    "cross_entropy",
     "dense_block",
     "dense_layer",
     "depthwise_conv",
+    "entropy",
     "factorized_inception",
     "fire",
     "hidden_layers",
@@ -87,11 +112,13 @@ __all__ = [
     "inception_stem",
     "inception_stem_strides",
     "inverted_residual",
+    "kl_divergence",
     "largest_stem_stride",
     "make_divisible",
     "overlapping_max_pooling",
     "padded_conv",
     "padded_max_pooling",
+    "pairwise_distances",
     "require_size",
     "separable_block",
     "shuffle_unit",

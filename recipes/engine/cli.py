@@ -89,9 +89,7 @@ class Summary:
             from tiffin.export.runtime import read_keras
 
             return read_keras(Path(self.name))
-        entry = registry.find(self.name)
-        row = entry.variants.get(self.name) or next(iter(entry.variants.values()))
-        size, classes = self.size or row.size, self.classes or row.classes
+        shape = (self.size, self.size, 3) if self.size else None
         given = {}
         for option in self.options:
             name, equals, value = option.partition("=")
@@ -102,7 +100,7 @@ class Summary:
             except (ValueError, SyntaxError):
                 given[name] = value
         try:
-            return registry.build(self.name, (size, size, 3), classes, **given)
+            return registry.build(self.name, shape, self.classes, **given)
         except InputError:
             raise
         except ValueError as error:

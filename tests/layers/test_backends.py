@@ -13,11 +13,12 @@ OTHERS = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
 
 @pytest.mark.parametrize("backend", sorted(OTHERS))
 def test_layers_on(backend):
-    tests = Path(__file__).with_name("test_layers.py")
+    here = Path(__file__).parent
+    tests = [str(here / name) for name in ("test_layers.py", "test_losses.py")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         env={**os.environ, "KERAS_BACKEND": backend},
-        cwd=tests.parents[2],
+        cwd=here.parents[1],
         capture_output=True,
         text=True,
     )

@@ -5,36 +5,9 @@ import numpy as np
 import pytest
 import torch
 from keras import ops
+from numerics import RANDOM, gradients, normal, values
 
 from tiffin import layers
-
-RANDOM = np.random.default_rng(3)
-
-
-def normal(*shape):
-    return RANDOM.normal(size=shape).astype("float32")
-
-
-def values(tensor):
-    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
-
-
-def gradients(function, *arrays):
-    """Return the gradients of a scalar function of arrays on the backend that runs."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return [values(g) for g in jax.grad(function, range(len(arrays)))(*arrays)]
-    tensors = [ops.convert_to_tensor(a) for a in arrays]
-    if keras.backend.backend() == "torch":
-        tensors = [t.requires_grad_() for t in tensors]
-        return [values(g) for g in torch.autograd.grad(function(*tensors), tensors)]
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(tensors)
-        result = function(*tensors)
-    return [values(g) for g in tape.gradient(result, tensors)]
 
 
 def torch_conv(x, kernel, bias, groups=1, stride=1, padding=0):
