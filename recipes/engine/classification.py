@@ -1,7 +1,6 @@
 """The task of image classification: its data, loss, metrics, pictures and export."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,14 +9,9 @@ import numpy as np
 from keras import ops
 
 from tiffin.export.errors import InputError
-from tiffin.export.files import write_text
-from tiffin.export.metadata import LABELS_FILE, labels_text
-from tiffin.recipes.engine import registry, report
-from tiffin.recipes.engine.augmentation import augmenter
-from tiffin.recipes.engine.data import ImageData, load_images
-from tiffin.recipes.engine.training import Recipe
-
-SMALL = 64  # pixels along a side below which the strides made for 224 leave too little
+from tiffin.recipes.engine import report
+from tiffin.recipes.engine.data import ImageData
+from tiffin.recipes.engine.image_recipe import ImageRecipe, predictions
 
 
 class SmoothedCrossentropy(keras.losses.Loss):
@@ -66,49 +60,25 @@ class WithAuxiliaryHeads(keras.Model):
 
 
 @dataclasses.dataclass
-class Classification(Recipe):
+class Classification(ImageRecipe):
     """A network from images to one label each."""
 
-    augment: tuple[str, ...] = ()
-    """In order, each with an optional strength, such as rotation:10 noise: rotation,
-    horizontal_flip, vertical_flip, color_jitter, random_crop, center_crop, scale, noise."""
-    image_size: int | None = None
-    """Height and width in pixels; default: the data's own, or 224 for folders."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
     dropout: float | None = None
     """Rate before the last layer, in [0, 1); default: the recipe's own."""
 
-    builder: ClassVar[Callable[..., keras.Model]]
-    small: ClassVar[dict[str, Any]] = {}  # the builder's options below SMALL pixels
     task: ClassVar[str] = "classification"
     monitor: ClassVar[tuple[str, str]] = ("val_accuracy", "max")
-    default_size: ClassVar[int] = 224
 
     def build(
         self, input_shape: tuple[int, int, int], classes: int, normalization: tuple, **options
     ) -> keras.Model:
-        """Return the recipe's network, from raw 0-255 RGB pixels to logits.
-
-        Every field of the configuration that is named like an argument of the builder is handed on,
-        but for None: there `small` decides for small pictures, else the builder.
-        """
-        known = registry.options_of(self.builder)
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
-        options = {name: value for name, value in given.items() if value is not None} | options
-        if min(input_shape[:2]) < SMALL:
-            options = self.small | options
-        if len(self.variants()) > 1:
-            options["variant"] = self.model
-        return self.builder(
-            input_shape=input_shape, classes=classes, normalization=normalization, **options
-        )
+        """Return the recipe's network, from raw 0-255 RGB pixels to logits."""
+        return self.call_builder(input_shape, normalization, classes=classes, **options)
 
     def check(self) -> None:
         super().check()
-        augmenter(self.augment)
-        if self.image_size is not None and self.image_size < 8:
-            raise InputError(f"--image-size {self.image_size}: it must be at least 8.")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
                 f"--label-smoothing {self.label_smoothing} must lie in [0, 1); 0.1 is usual."
@@ -116,30 +86,11 @@ class Classification(Recipe):
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1).")
 
-    def load_data(self) -> ImageData:
-        return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
-
-    def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
-        augment = augmenter(self.augment)
-        return data.train.training_batches(
-            batch_size, self.seed, first_epoch, augment, drop_remainder
-        )
-
-    def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:
-        if normalization is None:
-            pixels, _ = data.train.arrays(2000, self.seed)
-            # Below one grey level a channel is constant, and dividing by its spread is noise.
-            mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2)).clip(1.0)
-            normalization = [round(float(m), 3) for m in mean], [round(float(s), 3) for s in std]
-        shape = (*data.train.size, 3)
-        try:
-            model = self.build(shape, len(data.classes), normalization, **self.built_with)
-            if isinstance(model.output, dict):
-                model = WithAuxiliaryHeads(model.input, model.output, name=model.name)
-            return model
-        except ValueError as error:
-            # Layers say what they cannot do, an option out of range or a picture too small.
-            raise InputError(f"{self.model} cannot be built for {shape}: {error}") from error
+    def network(self, input_shape, classes, normalization) -> keras.Model:
+        model = self.build(input_shape, classes, normalization, **self.built_with)
+        if isinstance(model.output, dict):
+            model = WithAuxiliaryHeads(model.input, model.output, name=model.name)
+        return model
 
     def inference(self, model: keras.Model) -> keras.Model:
         output = model.output["logits"] if isinstance(model.output, dict) else model.output
@@ -147,10 +98,6 @@ class Classification(Recipe):
 
     def objective(self) -> dict[str, Any]:
         return {"loss": SmoothedCrossentropy(self.label_smoothing), "metrics": ["accuracy"]}
-
-    def introduce(self, batches, data: ImageData, directory: Path) -> None:
-        write_text(directory / LABELS_FILE, labels_text(data.classes))
-        report.sheet(batches, data.classes, directory / "augmented.png")
 
     def evaluate(self, model: keras.Model, data: ImageData, directory: Path) -> dict[str, Any]:
         """Return top-1, top-5, cross-entropy and a per-class table of the test split."""
@@ -197,18 +144,4 @@ class Classification(Recipe):
         report.pictures(images, titles, heading, path)
 
     def export_options(self, data: ImageData) -> dict[str, Any]:
-        return {
-            "calibration": data.train.arrays(200, self.seed)[0],
-            "evaluation": data.test.arrays(5000, self.seed),
-            "labels": data.classes,
-            "description": f"{self.model} trained on {data.kind}",
-        }
-
-
-def predictions(model: keras.Model, split, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Return (float32 logits `[n, classes]`, int labels `[n]`) of every readable example."""
-    logits, labels = [], []
-    for images, batch_labels in split.batches(batch_size).as_numpy_iterator():
-        logits.append(ops.convert_to_numpy(model.predict_on_batch(images)))
-        labels.append(batch_labels)
-    return np.concatenate(logits), np.concatenate(labels)
+        return super().export_options(data) | {"labels": data.classes}

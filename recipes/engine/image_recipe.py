@@ -1,0 +1,107 @@
+"""What recipes for single labelled images share, whatever they make of them."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from tiffin.export.errors import InputError
+from tiffin.export.files import write_text
+from tiffin.export.metadata import LABELS_FILE, labels_text
+from tiffin.recipes.engine import registry, report
+from tiffin.recipes.engine.augmentation import augmenter
+from tiffin.recipes.engine.data import ImageData, load_images
+from tiffin.recipes.engine.training import Recipe
+
+SMALL = 64  # pixels along a side below which the strides made for 224 leave too little
+
+
+@dataclasses.dataclass
+class ImageRecipe(Recipe):
+    """A network from raw 0-255 RGB images, each with a label."""
+
+    augment: tuple[str, ...] = ()
+    """In order, each with an optional strength, such as rotation:10 noise: rotation,
+    horizontal_flip, vertical_flip, color_jitter, random_crop, center_crop, scale, noise."""
+    image_size: int | None = None
+    """Height and width in pixels; default: the data's own, or 224 for folders."""
+
+    builder: ClassVar[Callable[..., keras.Model]]
+    small: ClassVar[dict[str, Any]] = {}  # the builder's options below SMALL pixels
+    default_size: ClassVar[int] = 224
+
+    def call_builder(
+        self, input_shape: tuple[int, int, int], normalization: tuple, **options
+    ) -> keras.Model:
+        """Build the recipe's network by its own function.
+
+        Every field of the configuration that is named like an argument of the builder is handed on,
+        but for None: there `small` decides for small pictures, else the builder.
+        """
+        known = registry.options_of(self.builder)
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
+        options = {name: value for name, value in given.items() if value is not None} | options
+        if min(input_shape[:2]) < SMALL:
+            options = self.small | options
+        if len(self.variants()) > 1:
+            options["variant"] = self.model
+        return self.builder(input_shape=input_shape, normalization=normalization, **options)
+
+    def check(self) -> None:
+        super().check()
+        augmenter(self.augment)
+        if self.image_size is not None and self.image_size < 8:
+            raise InputError(f"--image-size {self.image_size}: it must be at least 8.")
+
+    def load_data(self) -> ImageData:
+        return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
+
+    def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
+        augment = augmenter(self.augment)
+        return data.train.training_batches(
+            batch_size, self.seed, first_epoch, augment, drop_remainder
+        )
+
+    def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:
+        if normalization is None:
+            pixels, _ = data.train.arrays(2000, self.seed)
+            # Below one grey level a channel is constant, and dividing by its spread is noise.
+            mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2)).clip(1.0)
+            normalization = [round(float(m), 3) for m in mean], [round(float(s), 3) for s in std]
+        shape = (*data.train.size, 3)
+        try:
+            return self.network(shape, len(data.classes), normalization)
+        except ValueError as error:
+            # Layers say what they cannot do, an option out of range or a picture too small.
+            raise InputError(f"{self.model} cannot be built for {shape}: {error}") from error
+
+    @abc.abstractmethod
+    def network(
+        self, input_shape: tuple[int, int, int], classes: int, normalization: tuple
+    ) -> keras.Model:
+        """Return the untrained network, with all that training it takes."""
+
+    def introduce(self, batches, data: ImageData, directory: Path) -> None:
+        write_text(directory / LABELS_FILE, labels_text(data.classes))
+        report.sheet(batches, data.classes, directory / "augmented.png")
+
+    def export_options(self, data: ImageData) -> dict[str, Any]:
+        return {
+            "calibration": data.train.arrays(200, self.seed)[0],
+            "evaluation": data.test.arrays(5000, self.seed),
+            "description": f"{self.model} trained on {data.kind}",
+        }
+
+
+def predictions(model: keras.Model, split, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return (float32 outputs `[n, ...]`, int labels `[n]`) of every readable example."""
+    outputs, labels = [], []
+    for images, batch_labels in split.batches(batch_size).as_numpy_iterator():
+        outputs.append(ops.convert_to_numpy(model.predict_on_batch(images)))
+        labels.append(batch_labels)
+    return np.concatenate(outputs), np.concatenate(labels)
