@@ -6,6 +6,7 @@ This module is loaded before the command is known: numpy and the runtimes are im
 import dataclasses
 import importlib
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -229,12 +230,16 @@ def run(command: Callable[[], object]) -> int:
     """
     try:
         command()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -44,18 +44,24 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         directory: the run's folder.
-        inference: the network to keep, uncompiled; it shares its weights with the trained one.
+        kept: the networks to keep of the best epoch, uncompiled, by file name; they share their
+            weights with the trained one.
         monitor: name of the metric that says which epoch is best.
         mode: `max` or `min`.
         patience: epochs without a better one after which training stops; 0 for never.
     """
 
     def __init__(
-        self, directory: Path, inference: keras.Model, monitor: str, mode: str, patience: int = 0
+        self,
+        directory: Path,
+        kept: dict[str, keras.Model],
+        monitor: str,
+        mode: str,
+        patience: int = 0,
     ):
         super().__init__()
         self.directory = directory
-        self.inference = inference
+        self.kept = kept
         self.monitor = monitor
         self.sign = 1 if mode == "max" else -1
         self.patience = patience
@@ -107,8 +113,10 @@ class Checkpoint(keras.callbacks.Callback):
         # Of equals the last is kept: a small validation split cannot tell them apart, and it has
         # learned for longer. Waiting counts from the first.
         if last == len(self.rows) - 1:
-            with averaged(self.model), replacing(self.directory / BEST) as temporary:
-                self.inference.save(temporary)
+            with averaged(self.model):
+                for name, network in self.kept.items():
+                    with replacing(self.directory / name) as temporary:
+                        network.save(temporary)
         self._save_last()
         self._save_history()
         if self.exhausted():

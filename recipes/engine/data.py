@@ -103,6 +103,7 @@ class Split:
         first_epoch: int = 0,
         augment: Callable | None = None,
         drop_remainder: bool = True,
+        in_a_row: int = 1,
     ) -> "tf.data.Dataset":
         """Return endless shuffled (float32 images, labels) batches, with sample weights where the
         last batch of an epoch is kept, so that each example counts alike.
@@ -117,6 +118,8 @@ class Split:
             augment: maps float32 `[batch, height, width, 3]` images and an int32 `[2]` stateless
                 seed to images of the same shape.
             drop_remainder: leave an epoch's incomplete last batch out (another one each epoch).
+            in_a_row: examples of one class that stand together, so that a batch has several of
+                each of its classes.
         """
         import tensorflow as tf
 
@@ -138,7 +141,7 @@ class Split:
 
         def epoch(number):
             key = tf.stack([tf.cast(seed, tf.int64), number])
-            order = tf.argsort(tf.random.stateless_uniform([len(self)], key))
+            order = _shuffled(tf.constant(self.labels), key, in_a_row)
             batches = self._batch(tf.cast(order, tf.int64), batch_size, drop_remainder)
             # Where unreadable files leave an epoch short, its first batches fill it up.
             batches = batches.repeat().take(steps).enumerate()
@@ -146,6 +149,26 @@ class Split:
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         return epochs.flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+
+
+def _shuffled(labels: "tf.Tensor", key: "tf.Tensor", in_a_row: int) -> "tf.Tensor":
+    """Return a random order of examples in which so many of a class stand together."""
+    import tensorflow as tf
+
+    count = tf.shape(labels)[0]
+    order = tf.argsort(tf.random.stateless_uniform([count], key))
+    if in_a_row < 2:
+        return order
+    order = tf.gather(order, tf.argsort(tf.gather(labels, order), stable=True))
+    sorted_labels = tf.gather(labels, order)
+    start = tf.searchsorted(sorted_labels, sorted_labels)  # where each one's class begins
+    row = (tf.range(count) - start) // in_a_row
+    first = tf.concat(
+        [[0], tf.cast((row[1:] != row[:-1]) | (start[1:] != start[:-1]), tf.int32)], 0
+    )
+    rows = tf.cumsum(first)
+    turn = tf.random.stateless_uniform([count], key + 1)
+    return tf.gather(order, tf.argsort(tf.gather(turn, rows), stable=True))
 
 
 _skipped: set[str] = set()
@@ -171,6 +194,7 @@ class ImageData:
         classes: class names, by index.
         train, validation, test: the splits.
         skipped: files that could not be read.
+        test_classes: names of the test split's classes, where they are others than the training's.
     """
 
     kind: str
@@ -179,17 +203,25 @@ class ImageData:
     validation: Split
     test: Split
     skipped: list[str] = dataclasses.field(default_factory=list)
+    test_classes: list[str] | None = None
 
     def summary(self) -> str:
         """Return one line for people."""
         counts = f"{len(self.train)} / {len(self.validation)} / {len(self.test)}"
         size = "x".join(map(str, self.train.size))
         text = f"{self.kind}, {counts} images to train / validate / test at {size}"
+        if self.test_classes:
+            text += f"; {len(self.test_classes)} classes of the test are in the test alone"
         return text + (f", {len(self.skipped)} unreadable skipped" if self.skipped else "")
 
 
 def load_images(
-    data: str, data_dir: Path | None, size: int | None, default_size: int, seed: int
+    data: str,
+    data_dir: Path | None,
+    size: int | None,
+    default_size: int,
+    seed: int,
+    leaves: bool = False,
 ) -> ImageData:
     """Recognise what `data` names, read it and split it.
 
@@ -200,6 +232,8 @@ def load_images(
         size: height and width in pixels; None for the data's own, `default_size` where it varies.
         default_size: the network's usual input size.
         seed: of the stratified split where the data has none.
+        leaves: in a folder, each folder that holds images itself is a class, however deep it lies
+            (`alphabet/character/1.png`), instead of each at the top with all below it.
 
     Raises:
         InputError: nothing of that name, an empty folder, one class, a class too small to split.
@@ -208,7 +242,7 @@ def load_images(
     if data == "digits":
         return _digits(size or 32, seed)
     if path.is_dir():
-        return _folder(path, size or default_size, seed)
+        return _folder(path, size or default_size, seed, leaves)
     if path.exists():
         raise InputError(f"{path} is a file; --data takes a folder that holds one folder a class.")
     if path.is_absolute() or data.startswith(("./", "../", "~")) or data.endswith(os.sep):
@@ -240,6 +274,53 @@ def _complete(parts: dict[str, Split], kind: str, classes: list[str], seed: int,
         )
         parts[part], train = train.take(held_out), train.take(rest)
     return ImageData(kind, classes, train, parts["validation"], parts["test"])
+
+
+def hold_out(data: ImageData, share: float, seed: int) -> ImageData:
+    """Return the data with some classes in the test split alone, and no others there.
+
+    Args:
+        data: any; its own test pictures of the remaining classes join the training.
+        share: of the classes to hold out, in (0, 1); two at least, and two remain.
+        seed: of the draw.
+
+    Raises:
+        InputError: there are fewer than four classes.
+    """
+    count = len(data.classes)
+    if count < 4:
+        raise InputError(
+            f"{data.kind} has {count} classes; to test on unseen ones it takes 4 or more. Use "
+            "--unseen 0 to test on other pictures of the same ones."
+        )
+    unseen = np.zeros(count, bool)
+    held_out = min(max(2, round(share * count)), count - 2)
+    unseen[np.random.default_rng(seed).choice(count, held_out, replace=False)] = True
+    number = np.where(unseen, np.cumsum(unseen), np.cumsum(~unseen)) - 1
+
+    def joined(parts: list[Split], which: np.ndarray) -> Split:
+        parts = [part.take(np.flatnonzero(which[part.labels])) for part in parts]
+        first = parts[0]
+
+        def together(arrays):
+            return None if any(a is None for a in arrays) else np.concatenate(arrays)
+
+        return Split(
+            number[np.concatenate([part.labels for part in parts])].astype(np.int32),
+            first.size,
+            together([part.images for part in parts]),
+            together([part.paths for part in parts]),
+        )
+
+    names = np.array(data.classes, object)
+    return dataclasses.replace(
+        data,
+        classes=list(names[~unseen]),
+        train=joined([data.train, data.test], ~unseen),
+        validation=joined([data.validation], ~unseen),
+        test=joined([data.train, data.validation, data.test], unseen),
+        test_classes=list(names[unseen]),
+    )
 
 
 def _digits(size: int, seed: int) -> ImageData:
@@ -359,7 +440,18 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _folder(root: Path, size: int, seed: int) -> ImageData:
+def _class_files(top: Path, leaves: bool) -> dict[str, list[Path]]:
+    """Return the images of each class under a folder, by the class's name."""
+    if not leaves:
+        return {f.name: _image_files(f) for f in _subfolders(top)}
+    found: dict[str, list[Path]] = {}
+    for path in _image_files(top):
+        if path.parent != top:
+            found.setdefault(path.parent.relative_to(top).as_posix(), []).append(path)
+    return found
+
+
+def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
     folders = _subfolders(root)
     tops = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS}
     if tops and "train" not in tops and any(_subfolders(top) for top in tops.values()):
@@ -371,7 +463,7 @@ def _folder(root: Path, size: int, seed: int) -> ImageData:
         tops = {"train": root}
     elif beside := [f.name for f in folders if f not in tops.values()]:
         print(f"Ignored beside {tops['train'].name}/: {', '.join(beside)}")
-    classes = [f.name for f in _subfolders(tops["train"])]
+    classes = list(_class_files(tops["train"], leaves))
     if not classes:
         loose = len(_image_files(tops["train"]))
         found = f"{loose} images but no class folders" if loose else "nothing in it"
@@ -385,13 +477,14 @@ def _folder(root: Path, size: int, seed: int) -> ImageData:
         )
     parts, skipped = {}, []
     for part, top in tops.items():
-        unknown = {f.name for f in _subfolders(top)} - set(classes)
+        found = _class_files(top, leaves)
+        unknown = set(found) - set(classes)
         if unknown:
             raise InputError(
                 f"{top} has a class '{min(unknown)}' that {tops['train']} lacks"
                 f"{nearest(min(unknown), classes)} Every class needs training images."
             )
-        files = [(path, i) for i, c in enumerate(classes) for path in _image_files(top / c)]
+        files = [(path, i) for i, c in enumerate(classes) for path in found.get(c, ())]
         parts[part], bad = _read_files(files, (size, size), part)
         skipped += bad
         present = np.bincount(parts[part].labels, minlength=len(classes))

@@ -114,7 +114,8 @@ def build(
     Args:
         name: one of `names()`.
         input_shape: `(height, width, channels)` in pixels; None: the paper's, in colour.
-        classes: width of the last layer; None: as many as the paper's data set has.
+        classes: width of the last layer; None: as many as the paper's data set has. An embedder
+            has none.
         **options: the builder's own, such as `alpha`, and those of every image network:
             `include_top`, `pooling`, `dropout` and `features` (see `tiffin.layers.classifier`),
             `normalization` (see `tiffin.layers.image_input`).
@@ -122,7 +123,7 @@ def build(
     Returns:
         A `keras.Model` from `image`, float `[batch, height, width, channels]`, to `logits`, float32
         `[batch, classes]`; what `pooling` leaves without top; with `features` a dict of feature
-        maps by stride, `stride_8` and the like.
+        maps by stride, `stride_8` and the like. An embedder ends in float `[batch, dimensions]`.
 
     Raises:
         InputError: an unknown name or option; the message has the nearest ones.
@@ -138,12 +139,13 @@ def build(
         if option not in known:
             raise InputError(f"{name} has no option '{option}'{nearest(option, known)}")
     row = recipe.variants[name]
-    return builder(
-        **({"variant": name} if len(recipe.variants) > 1 else {}),
-        input_shape=(row.size, row.size, 3) if input_shape is None else input_shape,
-        classes=row.classes if classes is None else classes,
-        **options,
-    )
+    if len(recipe.variants) > 1:
+        options["variant"] = name
+    if "classes" in known:
+        options["classes"] = row.classes if classes is None else classes
+    elif classes is not None:
+        raise InputError(f"{name} ends in embeddings, not in classes: it has `dimensions` instead.")
+    return builder(input_shape=input_shape or (row.size, row.size, 3), **options)
 
 
 def options_of(builder: Callable) -> list[str]:

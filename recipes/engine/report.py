@@ -81,6 +81,86 @@ def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     _save(figure, path)
 
 
+def roc(false: Sequence[float], true: Sequence[float], path: Path) -> None:
+    """Draw true against false accepts of verification, the false ones on a logarithmic axis."""
+    figure = _figure(5, 4)
+    axes = figure.subplots()
+    false = np.asarray(false)
+    least = false[false > 0].min(initial=1)
+    axes.semilogx(false.clip(least / 2), true, color="black", drawstyle="steps-post")
+    axes.set(
+        xlabel="false accept rate",
+        ylabel="true accept rate",
+        title="Verification on the test split",
+    )
+    axes.set(xlim=(least / 2, 1), ylim=(0, 1.01))
+    axes.grid(alpha=0.3, which="both")
+    _save(figure, path)
+
+
+def plane(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middle and the two directions `[dimensions, 2]` in which embeddings differ most.
+
+    Two dimensions are taken as they are.
+    """
+    if embeddings.shape[1] == 2:
+        return np.zeros(2), np.eye(2)
+    middle = embeddings.mean(0)
+    _, _, directions = np.linalg.svd(embeddings - middle, full_matrices=False)
+    return middle, directions[:2].T
+
+
+def _draw_points(axes, points: np.ndarray, labels: np.ndarray, names: Sequence[str] | None) -> None:
+    from matplotlib import colormaps
+
+    known = np.unique(labels)
+    colors = colormaps["tab10" if len(known) <= 10 else "hsv"]
+    for place, label in enumerate(known):
+        color = colors(place if len(known) <= 10 else place / len(known))
+        mine = points[labels == label]
+        name = names[label] if names and len(known) <= 20 else None
+        axes.scatter(mine[:, 0], mine[:, -1], s=6, color=color, label=name, linewidths=0)
+    axes.set_aspect("equal", "datalim")
+    axes.grid(alpha=0.3)
+
+
+def scatter(embeddings: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw embeddings, `[n, dimensions]`, in two dimensions, a colour for each class."""
+    middle, directions = plane(embeddings)
+    figure = _figure(6.4, 5)
+    axes = figure.subplots()
+    _draw_points(axes, (embeddings - middle) @ directions, labels, names)
+    if len(np.unique(labels)) <= 20:
+        axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", markerscale=2, fontsize=8)
+    how = "" if embeddings.shape[1] == 2 else ", the two main directions"
+    axes.set_title(f"Embeddings of the test split{how}")
+    _save(figure, path)
+
+
+def strip(by_epoch: dict[str, np.ndarray], labels: np.ndarray, path: Path) -> None:
+    """Draw the embeddings of up to eight epochs side by side, in the last one's directions."""
+    epochs = list(by_epoch)
+    chosen = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, 8).round().astype(int))]
+    middle, directions = plane(by_epoch[epochs[-1]])
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = _figure(3 * columns, 3.1 * rows + 0.3)
+    figure.suptitle("Embeddings of the validation split")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(chosen) :]:
+        axes.axis("off")
+    for axes, epoch in zip(grid.flat, chosen, strict=False):
+        _draw_points(axes, (by_epoch[epoch] - middle) @ directions, labels, None)
+        axes.set_title(f"epoch {int(epoch)}", fontsize=9)
+    _save(figure, path)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an `.npz` file in one go."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
 def sheet(batches: "tf.data.Dataset", classes: Sequence[str], path: Path) -> None:
     """Draw the first training batch as the network will see it."""
     images, labels = next(iter(batches.take(1).as_numpy_iterator()))[:2]

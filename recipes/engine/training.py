@@ -114,6 +114,18 @@ class Recipe(abc.ABC):
         """Return what is kept, evaluated and exported of a trained network, without its losses."""
         return keras.Model(model.input, model.output, name=model.name)
 
+    def body(self, model: keras.Model) -> keras.Model:
+        """Return the part of an untrained network that `weights` and `freeze` are for."""
+        return model
+
+    def companions(self, model: keras.Model) -> dict[str, keras.Model]:
+        """Return further networks to keep beside `inference`, by file name."""
+        return {}
+
+    def callbacks(self, model: keras.Model, data: Any, directory: Path) -> list:
+        """Return what else watches the training."""
+        return []
+
     @abc.abstractmethod
     def objective(self) -> dict[str, Any]:
         """Return `loss` and `metrics` for `compile`."""
@@ -221,9 +233,9 @@ class Recipe(abc.ABC):
             print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
         model = self.make_model(data, source.normalization if source else None)
         if self.weights and not self.resume:
-            print("\n".join(weights.apply(model, source)))
+            print("\n".join(weights.apply(self.body(model), source)))
         if self.freeze:
-            weights.freeze(model, self.freeze)
+            weights.freeze(self.body(model), self.freeze)
         trained = sum(math.prod(v.shape) for v in model.trainable_variables)
         print(f"Model: {model.name}, {model.count_params():,} parameters, {trained:,} to train")
         if self.export:
@@ -282,9 +294,8 @@ class Recipe(abc.ABC):
         # XLA makes depthwise networks 8 times slower on a CPU under TensorFlow.
         jit = False if keras.backend.backend() == "tensorflow" else "auto"
         model.compile(optimizer=optimizer, jit_compile=jit, **self.objective())
-        checkpoint = Checkpoint(
-            directory, self.inference(model), *self.monitor, self.early_stopping
-        )
+        kept = {BEST: self.inference(model), **self.companions(model)}
+        checkpoint = Checkpoint(directory, kept, *self.monitor, self.early_stopping)
         checkpoint.set_model(model)
         first = checkpoint.restore() if self.resume else 0
         if first:
@@ -293,6 +304,7 @@ class Recipe(abc.ABC):
             *([keras.callbacks.SwapEMAWeights()] if self.ema else []),
             StopOnNaN(directory),
             checkpoint,
+            *self.callbacks(model, data, directory),
             keras.callbacks.TensorBoard(directory / "logs", write_graph=False),
             interrupt := StopOnInterrupt(),
         ]

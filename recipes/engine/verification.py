@@ -199,10 +199,11 @@ def verify(distance: np.ndarray, pairs: Pairs) -> dict:
     """Measure verification as LFW does: each fold by the threshold that suits the others best.
 
     Returns:
-        `accuracy` and `accuracy_std` over the folds, `threshold` (best on all pairs, for use),
-        `equal_error_rate`, `true_accept_at` (share of same pairs accepted where that share of
-        different ones is, by the share as text; None where there are too few different pairs to
-        measure it), `pairs`, and `roc`: false accept and true accept rates, two lists.
+        `verification_accuracy` and `verification_accuracy_std` over the folds, `threshold` (best on
+        all pairs, for use), `equal_error_rate`, `true_accept_at` (share of same pairs accepted
+        where that share of different ones is, by the share as text; None where there are too few
+        different pairs to measure it), `pairs`, and `roc`: false accept and true accept rates, two
+        lists.
     """
     from sklearn.metrics import roc_curve
 
@@ -216,8 +217,8 @@ def verify(distance: np.ndarray, pairs: Pairs) -> dict:
     crossing = np.argmin(np.abs(false - (1 - true)))
     different = int((~pairs.same).sum())
     return {
-        "accuracy": float(np.mean(accuracies)),
-        "accuracy_std": float(np.std(accuracies)),
+        "verification_accuracy": float(np.mean(accuracies)),
+        "verification_accuracy_std": float(np.std(accuracies)),
         "threshold": best_threshold(distance, pairs.same),
         "equal_error_rate": float((false[crossing] + 1 - true[crossing]) / 2),
         "true_accept_at": {
@@ -240,7 +241,7 @@ def pair_accuracy(outputs: dict[str, np.ndarray], targets: np.ndarray) -> float:
     distance = distances(next(iter(outputs.values())), pairs)
     if not np.isfinite(distance).all():
         return 0.0
-    return verify(distance, pairs)["accuracy"]
+    return verify(distance, pairs)["verification_accuracy"]
 
 
 def recall_at(

@@ -48,6 +48,15 @@ def test_help_and_list_answer_without_keras():
     assert code == 0 and "tiffin train mobilenet_v2 --export" in out
 
 
+@pytest.mark.parametrize("word", ["list", "--help"])
+def test_a_reader_that_leaves_early_is_no_error(word):
+    process = subprocess.Popen(
+        [TIFFIN, word], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    process.stdout.close()  # as `head` does
+    assert process.stderr.read() == b"" and process.wait() == 0
+
+
 def test_recipe_help_is_the_same_by_file_and_by_name():
     code, out, _ = tiffin("train", "resnet50", "--help")
     assert code == 0 and "--stride-in" in out and "(default: resnet50)" in " ".join(out.split())

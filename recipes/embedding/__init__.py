@@ -1,0 +1,1 @@
+"""Recipes that embed: margin and metric losses."""

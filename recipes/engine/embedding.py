@@ -1,0 +1,230 @@
+"""The task of metric learning: an embedder, trained under a head or a loss that stays behind."""
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from tiffin.export.errors import InputError
+from tiffin.layers import EmbeddingTrainer
+from tiffin.recipes.engine import registry, report, verification
+from tiffin.recipes.engine.augmentation import augmenter
+from tiffin.recipes.engine.data import ImageData, hold_out, load_images
+from tiffin.recipes.engine.image_recipe import ImageRecipe, predictions
+
+CLASSIFIER = "classifier.keras"
+_SHOWN = 1000  # points of the embedding picture
+
+
+@dataclasses.dataclass
+class Embedding(ImageRecipe):
+    """A network from images to embeddings, near each other where they show the same."""
+
+    dimensions: int = 128
+    """Length of an embedding."""
+    backbone: str | None = None
+    """A network of the classification collection in the place of the recipe's own, such as
+    resnet18; `tiffin list` shows all."""
+    unseen: float | None = None
+    """Share of the identities that are kept for the test (open set); 0: test on other pictures of
+    the same ones. Default: a quarter for a folder, none for digits and TFDS."""
+    pairs: Path | None = None
+    """Test pairs in LFW's form (name i j, name i other j); default: 6,000 are drawn."""
+    in_a_row: int = 1
+    """Pictures of an identity that come together in a batch."""
+
+    task: ClassVar[str] = "embedding"
+    monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
+
+    def check(self) -> None:
+        super().check()
+        if self.dimensions < 1:
+            raise InputError(f"--dimensions {self.dimensions}: it must be at least 1.")
+        if self.unseen is not None and not 0 <= self.unseen < 1:
+            raise InputError(f"--unseen {self.unseen}: it is a share, from 0 to below 1.")
+        if not 1 <= self.in_a_row <= self.batch_size:
+            raise InputError(f"--in-a-row {self.in_a_row}: from 1 to the batch size.")
+        if self.backbone and registry.find(self.backbone).task != "classification":
+            raise InputError(f"--backbone {self.backbone} is no classification network.")
+
+    def load_data(self) -> ImageData:
+        data = load_images(
+            self.data, self.data_dir, self.image_size, self.default_size, self.seed, leaves=True
+        )
+        folder = Path(self.data).expanduser().is_dir()
+        share = self.unseen if self.unseen is not None else 0.25 if folder else 0.0
+        data = hold_out(data, share, self.seed) if share else data
+        self._pairs(data)  # a bad pairs file is told before the training
+        return data
+
+    def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
+        augment = augmenter(self.augment)
+        return data.train.training_batches(
+            batch_size, self.seed, first_epoch, augment, drop_remainder, self.in_a_row
+        )
+
+    def embedder(self, input_shape: tuple[int, int, int], normalization: tuple) -> keras.Model:
+        """Return the network from raw 0-255 RGB pixels to embeddings, not normalised."""
+        if not self.backbone:
+            return self.call_builder(input_shape, normalization)
+        config = registry.find(self.backbone).load().Config()
+        if self.backbone in config.variants():
+            config.model = self.backbone
+        body = config.build(input_shape, 2, normalization, include_top=False, pooling="avg")
+        x = keras.layers.Dense(self.dimensions, name="embedding")(body.output)
+        return keras.Model(body.input, x, name=body.name)
+
+    def body(self, model: keras.Model) -> keras.Model:
+        return model.embedder if isinstance(model, EmbeddingTrainer) else model
+
+    def inference(self, model: keras.Model) -> keras.Model:
+        embedder = self.body(model)
+        x = keras.layers.UnitNormalization(name="embeddings")(embedder.output)
+        return keras.Model(embedder.input, x, name=embedder.name)
+
+    def callbacks(self, model, data: ImageData, directory: Path) -> list:
+        return [EmbeddingPicture(self.body(model), data.validation, directory)]
+
+    def evaluate(self, model: keras.Model, data: ImageData, directory: Path) -> dict[str, Any]:
+        """Return verification, recall, one-shot accuracy, and what the head makes of it."""
+        embeddings, labels = predictions(model, data.test)
+        pairs = self._pairs(data)
+        result = verification.verify(verification.distances(embeddings, pairs), pairs)
+        report.roc(*result.pop("roc"), directory / "roc.png")
+        result["recall_at"] = verification.recall_at(embeddings, labels)
+        result["one_shot_5_way"] = verification.one_shot(embeddings, labels)
+        if (directory / CLASSIFIER).exists() and not data.test_classes:
+            classifier = keras.saving.load_model(directory / CLASSIFIER, compile=False)
+            logits, _ = predictions(classifier, data.test)
+            result["accuracy"] = float((logits.argmax(1) == labels).mean())
+            # What the head sees: the length of an embedding says something there.
+            inner = keras.Model(classifier.input, classifier.get_layer("logits").input)
+            embeddings, _ = predictions(inner, data.test)
+            result |= spread(embeddings, labels)
+        names = data.test_classes or data.classes
+        few = np.random.default_rng(self.seed).permutation(len(labels))[:_SHOWN]
+        report.scatter(embeddings[few], labels[few], names, directory / "embeddings.png")
+        result["examples"] = len(labels)
+        said = f"accuracy {result['accuracy']:.2%}, " if "accuracy" in result else ""
+        print(
+            f"Test: {said}verification {result['verification_accuracy']:.2%} "
+            f"± {result['verification_accuracy_std']:.2%} of {result['pairs']} pairs, equal error "
+            f"rate {result['equal_error_rate']:.2%}, threshold {result['threshold']:.3f}"
+        )
+        return result
+
+    def export_options(self, data: ImageData) -> dict[str, Any]:
+        return super().export_options(data) | {"metric": verification.pair_accuracy}
+
+    def _pairs(self, data: ImageData) -> verification.Pairs:
+        if self.pairs is None:
+            return verification.make_pairs(data.test.labels, seed=self.seed)
+        if data.test.paths is None:
+            raise InputError("--pairs names files: it goes with --data FOLDER only.")
+        return verification.read_pairs(self.pairs, list(map(str, data.test.paths)))
+
+
+@dataclasses.dataclass
+class MarginRecipe(Embedding):
+    """An embedder under a softmax head."""
+
+    monitor: ClassVar[tuple[str, str]] = ("val_accuracy", "max")
+
+    @abc.abstractmethod
+    def head(self, classes: int) -> keras.layers.Layer:
+        """Return the head, named `logits`."""
+
+    def trainer(self, embedder: keras.Model, classes: int) -> EmbeddingTrainer:
+        """Return the embedder with all that its training takes."""
+        return EmbeddingTrainer(embedder, self.head(classes), name=embedder.name)
+
+    def network(self, input_shape, classes, normalization) -> keras.Model:
+        return self.trainer(self.embedder(input_shape, normalization), classes)
+
+    def companions(self, model: EmbeddingTrainer) -> dict[str, keras.Model]:
+        head = model.head
+        logits = head(model.embedder.output)
+        return {CLASSIFIER: keras.Model(model.embedder.input, logits, name=f"{model.name}_head")}
+
+    def objective(self) -> dict[str, Any]:
+        return {"loss": None, "metrics": ["accuracy"]}
+
+
+@dataclasses.dataclass
+class PairRecipe(Embedding):
+    """An embedder whose loss compares the pictures of a batch, all of length 1."""
+
+    in_a_row: int = 4
+
+    @abc.abstractmethod
+    def pair_loss(self) -> keras.losses.Loss:
+        """Return the loss, from labels and embeddings."""
+
+    def network(self, input_shape, classes, normalization) -> keras.Model:
+        return super().inference(self.embedder(input_shape, normalization))
+
+    def inference(self, model: keras.Model) -> keras.Model:
+        return keras.Model(model.input, model.output, name=model.name)
+
+    def objective(self) -> dict[str, Any]:
+        return {"loss": self.pair_loss()}
+
+
+class EmbeddingPicture(keras.callbacks.Callback):
+    """After each epoch, where the validation pictures lie; at the end, all epochs as a strip.
+
+    Args:
+        embedder: the network.
+        split: pictures of which up to a thousand are shown.
+        directory: the run's folder; what was seen so far is kept there for a resumed run.
+    """
+
+    def __init__(self, embedder: keras.Model, split, directory: Path):
+        super().__init__()
+        self.embedder, self.directory = embedder, directory
+        self.images, self.labels = split.arrays(_SHOWN)
+        self.path = directory / "embeddings.npz"
+
+    def on_train_begin(self, logs=None):
+        self.seen = {}
+        if self.path.exists():
+            with np.load(self.path) as file:
+                self.seen = {name: file[name] for name in file.files}
+
+    def on_epoch_end(self, epoch, logs=None):
+        found = [
+            keras.ops.convert_to_numpy(self.embedder.predict_on_batch(self.images[i : i + 256]))
+            for i in range(0, len(self.images), 256)
+        ]
+        self.seen[f"{epoch + 1:04d}"] = np.concatenate(found).astype(np.float32)
+        report.save_arrays(self.path, self.seen)
+
+    def on_train_end(self, logs=None):
+        if self.seen:
+            report.strip(self.seen, self.labels, self.directory / "embeddings_by_epoch.png")
+
+
+def spread(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return how far embeddings lie from the mean of their class, and these means from each other.
+
+    Args:
+        embeddings: float `[n, dimensions]`.
+        labels: int `[n]`.
+
+    Returns:
+        `intra_class_distance`, the mean distance to the class's mean; `inter_class_distance`, the
+        mean distance between two classes' means; `intra_to_inter`, their ratio.
+    """
+    known = np.unique(labels)
+    means = np.stack([embeddings[labels == i].mean(0) for i in known])
+    within = np.linalg.norm(embeddings - means[np.searchsorted(known, labels)], axis=1).mean()
+    apart = np.linalg.norm(means[:, None] - means[None], axis=-1)
+    between = apart[np.triu_indices(len(known), 1)].mean()
+    return {
+        "intra_class_distance": float(within),
+        "inter_class_distance": float(between),
+        "intra_to_inter": float(within / between),
+    }
