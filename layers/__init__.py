@@ -61,6 +61,7 @@ from tiffin.layers.shuffle import (
     shuffle_unit,
     shuffle_unit_v2,
 )
+from tiffin.layers.sphere import sphere_stage
 from tiffin.layers.squeeze_excitation import squeeze_excitation
 
 __all__ = [
@@ -123,6 +124,7 @@ __all__ = [
     "separable_block",
     "shuffle_unit",
     "shuffle_unit_v2",
+    "sphere_stage",
     "squeeze_excitation",
     "transition",
 ]

@@ -2,14 +2,15 @@
 
 import abc
 import dataclasses
+import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
 
 from tiffin.export.errors import InputError
-from tiffin.layers import EmbeddingTrainer
+from tiffin.layers import EmbeddingTrainer, MarginAnnealing
 from tiffin.recipes.engine import registry, report, verification
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, hold_out, load_images
@@ -23,7 +24,7 @@ _SHOWN = 1000  # points of the embedding picture
 class Embedding(ImageRecipe):
     """A network from images to embeddings, near each other where they show the same."""
 
-    dimensions: int = 128
+    dimensions: int | None = 128
     """Length of an embedding."""
     backbone: str | None = None
     """A network of the classification collection in the place of the recipe's own, such as
@@ -41,7 +42,7 @@ class Embedding(ImageRecipe):
 
     def check(self) -> None:
         super().check()
-        if self.dimensions < 1:
+        if self.dimensions is not None and self.dimensions < 1:
             raise InputError(f"--dimensions {self.dimensions}: it must be at least 1.")
         if self.unseen is not None and not 0 <= self.unseen < 1:
             raise InputError(f"--unseen {self.unseen}: it is a share, from 0 to below 1.")
@@ -74,7 +75,7 @@ class Embedding(ImageRecipe):
         if self.backbone in config.variants():
             config.model = self.backbone
         body = config.build(input_shape, 2, normalization, include_top=False, pooling="avg")
-        x = keras.layers.Dense(self.dimensions, name="embedding")(body.output)
+        x = keras.layers.Dense(self.dimensions or 128, name="embedding")(body.output)
         return keras.Model(body.input, x, name=body.name)
 
     def body(self, model: keras.Model) -> keras.Model:
@@ -151,6 +152,32 @@ class MarginRecipe(Embedding):
 
     def objective(self) -> dict[str, Any]:
         return {"loss": None, "metrics": ["accuracy"]}
+
+
+@dataclasses.dataclass
+class AnnealedRecipe(MarginRecipe):
+    """An embedder under a margin on a multiple of the angle, which is eased into."""
+
+    margin: Literal[1, 2, 3, 4] = 4
+    """m of psi(theta); 1: softmax without a margin."""
+    annealing: tuple[float, float, float, float] = (1000.0, 0.12, 1.0, 5.0)
+    """Lambda falls with the step t: base, gamma, power, least of max(least, base (1 + gamma
+    t)^-power)."""
+
+    def check(self) -> None:
+        super().check()
+        base, gamma, _, least = self.annealing
+        if not (0 <= least <= base < math.inf and 0 <= gamma < math.inf):
+            raise InputError(
+                f"--annealing {' '.join(map(str, self.annealing))}: base, gamma, power and least, "
+                "none negative and the least no larger than the base, such as 1000 0.12 1 5."
+            )
+
+    def callbacks(self, model: EmbeddingTrainer, data, directory) -> list:
+        return [
+            MarginAnnealing(model.head, *self.annealing),
+            *super().callbacks(model, data, directory),
+        ]
 
 
 @dataclasses.dataclass
