@@ -1,4 +1,4 @@
-"""The commands `export`, `predict` and `benchmark`, and how every command ends.
+"""The commands `export`, `predict`, `benchmark`, `verify`, `gallery`, and how every one ends.
 
 This module is loaded before the command is known: numpy and the runtimes are imported inside.
 """
@@ -201,7 +201,140 @@ class Benchmark:
             raise InputError(" ".join(map(str, failed)))
 
 
-COMMANDS = {"export": Export, "predict": Predict, "benchmark": Benchmark}
+@dataclasses.dataclass
+class Verify:
+    """Say whether two pictures show the same: by an embedder, .keras, .onnx or .tflite.
+
+    examples:
+      tiffin verify phone/arcface_r18_int8.tflite anna1.jpg anna2.jpg
+      tiffin verify runs/arcface/2026-01-31_12-00-00 a.jpg b.jpg --threshold 1.1
+    """
+
+    file: Path
+    """A .keras, .onnx or .tflite file, or the folder of a run."""
+    first: Path
+    """A picture."""
+    second: Path
+    """Another one."""
+    threshold: float | None = None
+    """Distance up to which they count as the same, 0 to 2; default: the manifest's."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define the model's own layers (.keras only)."""
+
+    def run(self) -> None:
+        """Print the distance and the decision."""
+        import numpy as np
+
+        from tiffin.export import similarity
+
+        embedder = _Embedder(self.file, self.threshold, self.imports)
+        first, second = (embedder.picture(path) for path in (self.first, self.second))
+        distance = float(np.linalg.norm(np.subtract(*similarity.embed(
+            embedder.runner, np.stack([first, second])
+        ))))  # fmt: skip
+        said = "the same" if distance <= embedder.threshold else "different"
+        print(f"distance {distance:.4f}, threshold {embedder.threshold:.4f}: {said}")
+
+
+@dataclasses.dataclass
+class Gallery:
+    """Identify pictures among those enrolled: a folder with a folder of pictures a person.
+
+    examples:
+      tiffin gallery phone/arcface_r18_int8.tflite people/ door.jpg
+      tiffin gallery phone/arcface_r18_int8.tflite people/ --save people.npz
+      tiffin gallery phone/arcface_r18_int8.tflite people.npz door1.jpg door2.jpg
+    """
+
+    file: Path
+    """A .keras, .onnx or .tflite file, or the folder of a run."""
+    enrolled: Path
+    """A folder of folders of pictures, or the file of an earlier --save."""
+    images: tuple[Path, ...]
+    """Pictures to identify, or folders of them; none to --save only."""
+    save: Path | None = None
+    """Write what was enrolled to this .npz file."""
+    threshold: float | None = None
+    """Distance beyond which nobody is recognised, 0 to 2; default: the manifest's."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define the model's own layers (.keras only)."""
+
+    def run(self) -> None:
+        """Print who is nearest to each picture, and whether near enough."""
+        import numpy as np
+
+        from tiffin.export import similarity
+
+        if not self.images and not self.save:
+            raise InputError("Name the pictures to identify, or a file to --save the gallery in.")
+        embedder = _Embedder(self.file, self.threshold, self.imports)
+        if self.enrolled.is_dir():
+            names, known = self._enrol(embedder)
+        else:
+            names, known = similarity.load_gallery(self.enrolled, embedder.file)
+        print(f"{len(set(names))} enrolled by {len(names)} pictures")
+        if self.save:
+            similarity.save_gallery(self.save, names, known, embedder.file)
+        for path, embedding in embedder.embeddings(
+            _image_files(self.images) if self.images else ()
+        ):
+            distances = np.linalg.norm(known - embedding, axis=1)
+            nearest_one = int(distances.argmin())
+            who = names[nearest_one] if distances[nearest_one] <= embedder.threshold else "unknown"
+            print(f"{path}: {who} (nearest {names[nearest_one]}, {distances[nearest_one]:.4f})")
+
+    def _enrol(self, embedder: "_Embedder"):
+        import numpy as np
+
+        paths = [path for path in _image_files([self.enrolled]) if path.parent != self.enrolled]
+        found = list(embedder.embeddings(paths))
+        if not found:
+            raise InputError(
+                f"{self.enrolled} has no readable pictures in folders: one folder a person, such "
+                "as people/anna/1.jpg."
+            )
+        names = [path.parent.relative_to(self.enrolled).as_posix() for path, _ in found]
+        return names, np.stack([embedding for _, embedding in found])
+
+
+class _Embedder:
+    """A model that embeds pictures, and the distance up to which they are the same."""
+
+    def __init__(self, file: Path, threshold: float | None, imports: Sequence[str]):
+        from tiffin.export import runtime, similarity
+
+        self.file = _model_file(file)
+        if threshold is not None and not 0 <= threshold <= 2:
+            raise InputError(f"--threshold {threshold}: it is a distance from 0 to 2.")
+        if self.file.suffix == ".keras":
+            _import_layers(imports)
+        self.runner = runtime.load(self.file)
+        self.tensor = _image_input(self.runner)
+        self.threshold = similarity.find_threshold(self.file) if threshold is None else threshold
+
+    def picture(self, path: Path) -> "np.ndarray":
+        return _read_image(path, self.tensor)
+
+    def embeddings(self, paths) -> "Iterator[tuple[Path, np.ndarray]]":
+        """Yield each readable picture's path and embedding; a bad one is named and left out."""
+        from tiffin.export import similarity
+
+        for path in paths:
+            try:
+                image = self.picture(path)
+            except InputError as error:
+                print(f"Skipped: {error}", file=sys.stderr)
+                continue
+            yield path, similarity.embed(self.runner, image[None])[0]
+
+
+COMMANDS = {
+    "export": Export,
+    "predict": Predict,
+    "benchmark": Benchmark,
+    "verify": Verify,
+    "gallery": Gallery,
+}
 
 
 def parse(kind: type, arguments: Sequence[str], prog: str) -> None:
@@ -244,7 +377,7 @@ def run(command: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    """`python -m tiffin.export COMMAND ...`: the three commands without the recipes."""
+    """`python -m tiffin.export COMMAND ...`: the commands without the recipes."""
     sys.exit(run(lambda: _command("python -m tiffin.export", sys.argv[1:])))
 
 

@@ -43,7 +43,9 @@ def write(directory: str | os.PathLike, manifest: Mapping) -> None:
 def files_table(manifest: Mapping) -> str:
     """Return the files with size, difference to Keras, accuracy and speed as a Markdown table."""
     reference = manifest["reference"]
-    header = ["file", "MB", "max difference", "mean difference", "same top-1"]
+    embeds = any("mean_cosine" in file for file in manifest["files"])
+    likeness = "mean cosine" if embeds else "same top-1"
+    header = ["file", "MB", "max difference", "mean difference", likeness]
     header += [reference["metric"]] if reference else []
     rows = []
     for file in manifest["files"]:
@@ -52,7 +54,7 @@ def files_table(manifest: Mapping) -> str:
             f"{file['bytes'] / 1e6:.2f}",
             f"{file['max_difference']:.1e}",
             f"{file['mean_difference']:.1e}",
-            "-" if file["agreement"] is None else f"{file['agreement']:.2%}",
+            _likeness(file),
         ]
         if reference:
             row.append("-" if file["metric"] is None else f"{file['metric']:.2%}")
@@ -155,6 +157,13 @@ def _in_float(file: Mapping) -> str:
         f"; left in float32, as in int8 they cost more than the bound allows: {names} "
         f"([all layers]({TABLE}))"
     )
+
+
+def _likeness(file: Mapping) -> str:
+    """Return how alike a file's answers and Keras' are: of embeddings the cosine, else classes."""
+    if "mean_cosine" in file:
+        return f"{file['mean_cosine']:.5f}"
+    return "-" if file["agreement"] is None else f"{file['agreement']:.2%}"
 
 
 def _words(value: Mapping | str) -> str:

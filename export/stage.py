@@ -57,6 +57,7 @@ def export(
     task: str | None = None,
     max_loss: float = 0.01,
     description: str | None = None,
+    threshold: float | None = None,
     explain: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict:
@@ -91,6 +92,8 @@ def export(
         task: such as `classification`, for the manifest.
         max_loss: how much of the metric fp16 and int8 may lose, absolute.
         description: one or more sentences for the manifest, the model card and the files.
+        threshold: of an embedder, the Euclidean distance between embeddings of length 1 up to
+            which two inputs count as the same; for the manifest.
         explain: say, layer by layer, what int8 costs, and write it to `explain.csv`.
         say: called with each line of progress.
 
@@ -141,6 +144,9 @@ def export(
         "files": [],
         "failed": [],
     }
+    if threshold is not None:
+        distance = "Euclidean, between embeddings of length 1"
+        manifest["verification"] = {"distance": distance, "threshold": threshold}
     manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"])
     tables: dict[str, list[sensitivity.Row]] = {}
     with _workshop(directory) as workshop:
@@ -255,7 +261,10 @@ class _Judge:
                 "value": float(metric(dict(self.reference), self.targets)),
                 "examples": len(chosen),
             }
-        self.bounds = {p: verify.bound(p, max_loss, self.metric is not None) for p in precisions}
+        embeds = verify.EMBEDDINGS in self.reference
+        self.bounds = {
+            p: verify.bound(p, max_loss, self.metric is not None, embeds) for p in precisions
+        }
 
     def __call__(self, path: Path, precision: str) -> tuple[dict, str | None]:
         try:
@@ -515,6 +524,8 @@ def _line(entry: Mapping) -> str:
     ]
     if agreement is not None:
         parts.append(f"agreement {agreement:.1%}")
+    if "mean_cosine" in entry:
+        parts.append(f"cosine {entry['mean_cosine']:.5f}")
     if entry["metric"] is not None:
         parts.append(f"metric {entry['metric']:.4g}")
     if "latency_ms" in entry:

@@ -6,6 +6,8 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 
+EMBEDDINGS = "embeddings"  # an output of this name is compared by its direction
+_LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "int8_dynamic": 0.99}
 # A class is decided where Keras' own probability leads the next by this much.
 DECIDED = 0.1
 _ENOUGH = 10
@@ -25,20 +27,22 @@ def accuracy(outputs: Mapping[str, np.ndarray], targets: np.ndarray) -> float:
     return float(np.mean(scores.argmax(-1) == targets.ravel()))
 
 
-def bound(precision: str, max_loss: float, evaluated: bool) -> dict:
+def bound(precision: str, max_loss: float, evaluated: bool, embeds: bool = False) -> dict:
     """Return the limits that a file of this precision has to keep, as the manifest states them.
 
     Args:
         precision: `fp32`, `fp16`, `int8` or `int8_dynamic`.
         max_loss: how much of the task's metric fp16 and int8 may lose.
         evaluated: whether there is evaluation data for that metric.
+        embeds: whether an output is called `embeddings`.
     """
+    limits = {"mean_cosine_of_embeddings": _LEAST_COSINE[precision]} if embeds else {}
     if precision == "fp32":
-        return {"max_difference": 1e-4, "relative_to": "max(1, largest absolute output)"}
+        return limits | {"max_difference": 1e-4, "relative_to": "max(1, largest absolute output)"}
     if evaluated:
-        return {"metric_loss": max_loss}
+        return limits | {"metric_loss": max_loss}
     half = precision == "fp16"
-    return {
+    return limits | {
         "agreement_where_decided": 0.99 if half else 0.95,
         "decided": f"class probabilities whose first leads by {DECIDED} in Keras",
         "relative_rms_error": 0.02 if half else 0.25,
@@ -46,14 +50,16 @@ def bound(precision: str, max_loss: float, evaluated: bool) -> dict:
     }
 
 
-def compare(reference: np.ndarray, output: np.ndarray) -> dict:
+def compare(reference: np.ndarray, output: np.ndarray, embeddings: bool = False) -> dict:
     """Measure how one output departs from Keras'.
 
     Args:
         reference: `[examples, ...]` from Keras.
         output: the same shape, from the file.
+        embeddings: whether they are `[examples, dimensions]` directions, not scores of classes.
 
     Returns:
+        For embeddings `mean_cosine` and `least_cosine` of the angle between the two; for all
         `max_difference`, `mean_difference`, `relative_rms_error` (RMS of the difference over RMS of
         the reference), `agreement` (share of equal top classes; None if no `[examples, classes]`),
         `decided` and `agreement_where_decided` (count, and share among those, of examples whose
@@ -68,7 +74,12 @@ def compare(reference: np.ndarray, output: np.ndarray) -> dict:
         "relative_rms_error": float(np.sqrt(np.mean(difference**2)) / max(rms, 1e-12)),
         "agreement": None,
     }
-    if reference.ndim == 2 and reference.shape[1] > 1:
+    if embeddings:
+        axes = tuple(range(1, reference.ndim))
+        lengths = np.sqrt((reference**2).sum(axes) * (output**2).sum(axes))
+        cosine = (reference * output).sum(axes) / np.maximum(lengths, 1e-30)
+        result |= {"mean_cosine": float(cosine.mean()), "least_cosine": float(cosine.min())}
+    elif reference.ndim == 2 and reference.shape[1] > 1:
         same = output.argmax(1) == reference.argmax(1)
         result["agreement"] = float(same.mean())
         if np.all(reference >= 0) and np.allclose(reference.sum(1), 1, atol=1e-3):
@@ -127,7 +138,12 @@ def verify(
         if broken := degenerate(wanted, outputs[name]):
             reasons.append(f"'{name}' {broken}")
             continue
-        m = measured[name] = compare(wanted, outputs[name])
+        m = measured[name] = compare(wanted, outputs[name], name == EMBEDDINGS)
+        least = limits.get("mean_cosine_of_embeddings", -1)
+        if m.get("mean_cosine", 1) < least:
+            reasons.append(
+                f"'{name}' has a mean cosine of {m['mean_cosine']:.5f} to Keras, less than {least}"
+            )
         if "max_difference" in limits:
             limit = limits["max_difference"] * max(1.0, float(np.abs(wanted).max(initial=0)))
             if m["max_difference"] > limit:
@@ -152,6 +168,8 @@ def verify(
         "agreement": first.get("agreement"),
         "metric": None,
     }
+    if EMBEDDINGS in measured:
+        entry |= {k: measured[EMBEDDINGS][k] for k in ("mean_cosine", "least_cosine")}
     if len(measured) > 1:
         entry["by_output"] = measured
     if metric is not None and not reasons:

@@ -143,5 +143,5 @@ class Classification(ImageRecipe):
         heading = "The surest mistakes on the test split: prediction, its probability, the truth"
         report.pictures(images, titles, heading, path)
 
-    def export_options(self, data: ImageData) -> dict[str, Any]:
-        return super().export_options(data) | {"labels": data.classes}
+    def export_options(self, data: ImageData, test: dict[str, Any]) -> dict[str, Any]:
+        return super().export_options(data, test) | {"labels": data.classes}

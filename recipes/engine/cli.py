@@ -22,6 +22,8 @@ classic deep learning in Keras 3: recipes to train, layers to reuse, checked fil
   tiffin export MODEL.keras DIR [options]   any trained Keras model to ONNX and TFLite files
   tiffin predict FILE IMAGE ...             classify images with a .keras, .onnx or .tflite file
   tiffin benchmark FILE ...                 latency, size and memory in the real runtimes
+  tiffin verify FILE IMAGE IMAGE            whether two pictures show the same, by an embedder
+  tiffin gallery FILE FOLDER IMAGE ...      who it is, among the people of a folder
 
 `tiffin COMMAND --help` explains a command; `tiffin train NAME --help` a recipe's options.
 """

@@ -74,9 +74,15 @@ class Embedding(ImageRecipe):
         config = registry.find(self.backbone).load().Config()
         if self.backbone in config.variants():
             config.model = self.backbone
-        body = config.build(input_shape, 2, normalization, include_top=False, pooling="avg")
+        options = {"include_top": False, "pooling": "avg", **self.built_with}
+        body = config.build(input_shape, 2, normalization, **options)
         x = keras.layers.Dense(self.dimensions or 128, name="embedding")(body.output)
         return keras.Model(body.input, x, name=body.name)
+
+    def published(self):
+        if not self.backbone:
+            return super().published()
+        return getattr(registry.find(self.backbone).load(), "WEIGHTS", {}), self.backbone
 
     def body(self, model: keras.Model) -> keras.Model:
         return model.embedder if isinstance(model, EmbeddingTrainer) else model
@@ -117,8 +123,11 @@ class Embedding(ImageRecipe):
         )
         return result
 
-    def export_options(self, data: ImageData) -> dict[str, Any]:
-        return super().export_options(data) | {"metric": verification.pair_accuracy}
+    def export_options(self, data: ImageData, test: dict[str, Any]) -> dict[str, Any]:
+        return super().export_options(data, test) | {
+            "metric": verification.pair_accuracy,
+            "threshold": test["threshold"],
+        }
 
     def _pairs(self, data: ImageData) -> verification.Pairs:
         if self.pairs is None:

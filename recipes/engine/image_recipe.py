@@ -90,7 +90,7 @@ class ImageRecipe(Recipe):
         write_text(directory / LABELS_FILE, labels_text(data.classes))
         report.sheet(batches, data.classes, directory / "augmented.png")
 
-    def export_options(self, data: ImageData) -> dict[str, Any]:
+    def export_options(self, data: ImageData, test: dict[str, Any]) -> dict[str, Any]:
         return {
             "calibration": data.train.arrays(200, self.seed)[0],
             "evaluation": data.test.arrays(5000, self.seed),

@@ -26,6 +26,7 @@ from tiffin.recipes.engine.optimizers import (
     WarmupSchedule,
     make_optimizer,
 )
+from tiffin.recipes.engine.weights import Collection
 
 STEPS = 2000  # a default training: enough for a small network on a small data set
 
@@ -114,6 +115,10 @@ class Recipe(abc.ABC):
         """Return what is kept, evaluated and exported of a trained network, without its losses."""
         return keras.Model(model.input, model.output, name=model.name)
 
+    def published(self) -> tuple[dict[str, Collection], str]:
+        """Return the table of weights that others publish, and which network there it is."""
+        return getattr(sys.modules[type(self).__module__], "WEIGHTS", {}), self.model
+
     def body(self, model: keras.Model) -> keras.Model:
         """Return the part of an untrained network that `weights` and `freeze` are for."""
         return model
@@ -139,8 +144,8 @@ class Recipe(abc.ABC):
         """Measure the trained model on the test split, draw the task's pictures."""
 
     @abc.abstractmethod
-    def export_options(self, data: Any) -> dict[str, Any]:
-        """Return the task's arguments for `tiffin.export.export`."""
+    def export_options(self, data: Any, test: dict[str, Any]) -> dict[str, Any]:
+        """Return the task's arguments for `tiffin.export.export`; `test` is what it measured."""
 
     @classmethod
     def family(cls) -> str:
@@ -227,8 +232,7 @@ class Recipe(abc.ABC):
         data = self.load_data()
         print(f"Data: {data.summary()}")
         origin = directory / BEST if self.resume else self.weights
-        table = getattr(sys.modules[type(self).__module__], "WEIGHTS", {})
-        source = weights.read(origin, table, self.model) if origin else None
+        source = weights.read(origin, *self.published()) if origin else None
         if source and not self.resume:
             print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
         model = self.make_model(data, source.normalization if source else None)
@@ -363,7 +367,7 @@ class Recipe(abc.ABC):
     def _export(self, model, data, directory: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         from tiffin import export
 
-        options = self.export_options(data)
+        options = self.export_options(data, metrics["test"])
         try:
             manifest = export.export(
                 model,

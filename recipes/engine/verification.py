@@ -187,8 +187,9 @@ def best_threshold(distance: np.ndarray, same: np.ndarray) -> float:
     right = np.concatenate([[0], np.cumsum(sorted_same)]) + np.concatenate(
         [np.cumsum(~sorted_same[::-1])[::-1], [0]]
     )
-    edges = np.concatenate([[sorted_distance[0]], sorted_distance, [sorted_distance[-1]]])
-    cuts = (edges[:-1] + edges[1:]) / 2
+    middles = (sorted_distance[:-1] + sorted_distance[1:]) / 2
+    nobody = np.nextafter(sorted_distance[0], -np.inf)
+    cuts = np.concatenate([[nobody], middles, [sorted_distance[-1]]])
     # No cut can part equal distances.
     between = np.concatenate([[True], np.diff(sorted_distance) > 0, [True]])
     best = np.flatnonzero(between & (right == right[between].max()))
