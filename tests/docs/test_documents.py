@@ -36,6 +36,14 @@ def test_the_layer_sample_runs():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.full
+def test_the_embedding_sample_runs(tmp_path):
+    sample = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "AMSoftmax" in b)
+    assert len(sample.splitlines()) <= 30
+    subprocess.run([sys.executable, "-c", sample], check=True, cwd=tmp_path)
+    assert len(list(tmp_path.glob("exported/digits_*"))) == 6
+
+
 @pytest.mark.parametrize("heading", ["Quick start", "Tests"])
 def test_each_command_block_follows_its_heading(heading):
     assert re.search(rf"## {heading}\n\n```bash\n(pip install [^\n]+\n)(\S[^\n]+\n)```", README)
