@@ -334,6 +334,25 @@ def pre_activated(x, weights, name, padding, epsilon):
     return torch_conv(x, kernel, np.zeros(kernel.shape[-1]), padding=padding)
 
 
+def test_sphere_stage_is_torchs():
+    x = keras.Input((5, 6, 3))
+    model, weights = randomised(x, layers.sphere_stage(x, 4, 2, name="s"))
+    images = normal(2, 5, 6, 3)
+
+    def conv(x, i, **options):
+        kernel, *bias = weights[f"s_{i}"]
+        assert len(bias) == (i == 1)
+        y = torch_conv(x, kernel, bias[0] if bias else np.zeros(4), padding=1, **options)
+        return np.where(y > 0, y, y * weights[f"s_prelu{i}"][0])
+
+    wanted = conv(images, 1, stride=2)
+    for i in (2, 4):
+        wanted = wanted + conv(conv(wanted, i), i + 1)
+    assert wanted.shape == (2, 3, 3, 4)
+    found = values(model(images))
+    np.testing.assert_allclose(found / wanted.std(), wanted / wanted.std(), atol=1e-5)
+
+
 def test_dense_block_is_torchs():
     x, epsilon = keras.Input((5, 6, 4)), 1e-2
     model, weights = randomised(
