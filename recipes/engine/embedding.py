@@ -58,7 +58,7 @@ class Embedding(ImageRecipe):
         folder = Path(self.data).expanduser().is_dir()
         share = self.unseen if self.unseen is not None else 0.25 if folder else 0.0
         data = hold_out(data, share, self.seed) if share else data
-        self._pairs(data)  # a bad pairs file is told before the training
+        self._pairs(data, data.test.labels)  # a bad pairs file is told before the training
         return data
 
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
@@ -98,7 +98,7 @@ class Embedding(ImageRecipe):
     def evaluate(self, model: keras.Model, data: ImageData, directory: Path) -> dict[str, Any]:
         """Return verification, recall, one-shot accuracy, and what the head makes of it."""
         embeddings, labels = predictions(model, data.test)
-        pairs = self._pairs(data)
+        pairs = self._pairs(data, labels)
         result = verification.verify(verification.distances(embeddings, pairs), pairs)
         report.roc(*result.pop("roc"), directory / "roc.png")
         result["recall_at"] = verification.recall_at(embeddings, labels)
@@ -129,11 +129,17 @@ class Embedding(ImageRecipe):
             "threshold": test["threshold"],
         }
 
-    def _pairs(self, data: ImageData) -> verification.Pairs:
+    def _pairs(self, data: ImageData, labels: np.ndarray) -> verification.Pairs:
+        """Return the pairs to verify, of the test pictures that have these labels."""
         if self.pairs is None:
-            return verification.make_pairs(data.test.labels, seed=self.seed)
+            return verification.make_pairs(labels, seed=self.seed)
         if data.test.paths is None:
             raise InputError("--pairs names files: it goes with --data FOLDER only.")
+        if len(labels) != len(data.test):
+            raise InputError(
+                f"{len(data.test) - len(labels)} test pictures turned out to be unreadable, and "
+                "--pairs counts on them: remove them, and go on with --resume."
+            )
         return verification.read_pairs(self.pairs, list(map(str, data.test.paths)))
 
 
