@@ -20,7 +20,7 @@ from pathlib import Path
 # Above the next import: it sets the backend.
 import numpy as np
 from export_time import by_keras, by_torch, called
-from peers import PEERS
+from peers import OPTIONS, PEERS
 
 from tiffin.export import convert, onnx_file, tflite_file
 from tiffin.export.benchmark import measure
@@ -30,7 +30,8 @@ from tiffin.recipes import build
 
 def interface(name: str) -> convert.Interface:
     """Return one network, float32 in and logits out."""
-    return convert.Interface(called(build(name)), input_dtype="float32", logits=True)
+    model = called(build(name, **OPTIONS.get(name, {})))
+    return convert.Interface(model, input_dtype="float32", logits=True)
 
 
 def pair(name: str, folder: Path) -> dict[str, Path]:

@@ -1,6 +1,9 @@
 """The same networks by torchvision and pytorchcv, for the comparisons."""
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Our variant: (library, its name).
 PEERS = {
@@ -9,7 +12,7 @@ PEERS = {
     "vgg16": ("torchvision", "vgg16"),
     "vgg16_bn": ("torchvision", "vgg16_bn"),
     "googlenet_bn": ("torchvision", "googlenet"),
-    "inception_v2": ("pytorchcv", "bninception"),
+    "bninception": ("pytorchcv", "bninception"),
     "inception_v3": ("torchvision", "inception_v3"),
     "inception_v4": ("pytorchcv", "inceptionv4"),
     "inception_resnet_v2": ("pytorchcv", "inceptionresnetv2"),
@@ -27,10 +30,14 @@ PEERS = {
     "shufflenet_v1_g3": ("pytorchcv", "shufflenet_g3_w1"),
     "shufflenet_v2_x1_0": ("torchvision", "shufflenet_v2_x1_0"),
 }
+# What ours have to be built with to be the same.
+OPTIONS = {"densenet40_k12": {"compression": 0.5}}
 
 
-def peer(name: str, **options) -> torch.nn.Module:
+def peer(name: str, **options) -> "torch.nn.Module":
     """Return the network of another library that our variant `name` is held against."""
+    import torch
+
     for operator in ("nms", "qnms"):
         # Wheels of torchvision for another build of torch lack these; the models use neither.
         if not hasattr(torch.ops.torchvision, operator):

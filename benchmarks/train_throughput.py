@@ -17,11 +17,14 @@ import sys
 import time
 
 import numpy as np
+from peers import OPTIONS, peer
+
+from tiffin.export.documents import table
 
 MODELS = {
     "resnet20": {},
     "mobilenet_v2": {"stem_stride": 1},
-    "densenet40_k12": {"compression": 0.5},  # as pytorchcv has it
+    "densenet40_k12": OPTIONS["densenet40_k12"],
 }
 
 
@@ -64,7 +67,6 @@ def ours(name: str, batch: int, steps: int) -> float:
 def theirs(name: str, batch: int, steps: int) -> float:
     """Return images a second of an eager PyTorch loop."""
     import torch
-    from peers import peer
 
     model = peer(name, num_classes=10).train()
     if name == "mobilenet_v2":
@@ -107,10 +109,9 @@ def main() -> None:
             options.models[0], options.batch, options.steps
         ))  # fmt: skip
         return
-    from tiffin.export.documents import table
-
     print("## Training throughput beside plain PyTorch\n")
-    print("```bash\npython benchmarks/train_throughput.py\n```\n")
+    words = " ".join(["python benchmarks/train_throughput.py", *sys.argv[1:]])
+    print(f"```bash\n{words}\n```\n")
     rows = []
     for name in options.models:
         rounds = [
