@@ -24,6 +24,7 @@ def inverse_length(x, axis: int = -1):
     return ops.where(positive, ops.rsqrt(ops.where(positive, squares, 1.0)), 0.0)
 
 
+@keras.saving.register_keras_serializable("tiffin")
 class MarginSoftmax(keras.layers.Layer):
     """What the margin heads share: `magnitude * cos(theta)` for every class but the true one.
 

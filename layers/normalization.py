@@ -74,8 +74,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     variance at m = 25. Training is the same, as are the weights, so that one layer's weights load
     into the other; torch's moving variance is this one. m counts unmasked values only.
 
-    On TensorFlow, training takes the one fused kernel that Keras 3 no longer uses, where the input
-    is a picture without a mask: 15 to 23 % off a whole step of a small ResNet or DenseNet.
+    On TensorFlow, training takes the fused kernel that Keras 3 no longer uses, where the input is a
+    picture without a mask.
 
     Args: those of `keras.layers.BatchNormalization`, but for `renorm` and `synchronized`.
 

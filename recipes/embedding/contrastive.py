@@ -10,7 +10,7 @@ for triplets. Networks: Vinyals et al. 2016 (arXiv 1606.04080), section 4.1.1; K
 Neural Networks for One-shot Image Recognition, 2015.
 
 Reproduces one-shot accuracy on Omniglot characters unseen in training (5 ways, percent):
-    siamese net, Vinyals et al.'s table 1: 96.7 (with pictures turned as classes of their own: 97.3)
+    siamese net, Vinyals et al.'s table 1: 96.7 (fine-tuned on the new characters: 97.3)
     ours: see docs/results.md
 
 Run it:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 from numerics import gradients, normal, values
+from pytorch_metric_learning import distances, losses, miners, reducers
 
 from tiffin import layers
 
@@ -111,11 +112,10 @@ PEERS = {
 
 @pytest.mark.parametrize("name", PEERS)
 def test_margin_heads_agree_with_pytorch_metric_learning(name):
-    peers = pytest.importorskip("pytorch_metric_learning.losses")
     make, options = PEERS[name]
     head = make(options["margin"])
     x, kernel = normal(8, 6), normal(6, 5)
-    peer = getattr(peers, name)(num_classes=5, embedding_size=6, **options)
+    peer = getattr(losses, name)(num_classes=5, embedding_size=6, **options)
     peer.W.data = torch.from_numpy(kernel).double()
     x64 = double(x)
     wanted = peer(x64, torch.from_numpy(LABELS))
@@ -395,9 +395,6 @@ def test_triplet_loss(mining, squared, margin):
 
 
 def test_batch_hard_agrees_with_pytorch_metric_learning():
-    pytest.importorskip("pytorch_metric_learning")
-    from pytorch_metric_learning import distances, losses, miners, reducers
-
     x, x64 = (a := normal(8, 3)), double(a)
     far = distances.LpDistance(normalize_embeddings=False)
     peer = losses.TripletMarginLoss(0.4, distance=far, reducer=reducers.MeanReducer())
@@ -480,6 +477,7 @@ def test_divergences_of_logits_and_at_the_edges():
 
 
 CONFIGURED = [
+    layers.MarginSoftmax(3),
     *(make() for make in HEADS.values()),
     layers.AMSoftmax(4, kernel_initializer="ones", kernel_regularizer="l2", name="head"),
     layers.CenterLoss(4, 0.25, trainable_centers=True),
