@@ -18,13 +18,14 @@ Run it:
 """
 
 import dataclasses
+import math
 import re
 from typing import ClassVar, Unpack
 
 import keras
 from keras import layers
 
-from tiffin.export.errors import one_of
+from tiffin.export.errors import InputError, one_of
 from tiffin.layers import (
     Top,
     bottleneck_block,
@@ -92,6 +93,7 @@ def resnext(
     input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
     classes: int = 1000,
     *,
+    alpha: float = 1.0,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
     **top: Unpack[Top],
@@ -104,38 +106,42 @@ def resnext(
             with a stride of 4. The 3x3 convolution carries a block's stride.
         input_shape: `(height, width, channels)` in pixels, any size; 224 or 32 in the paper.
         classes: width of the last layer.
+        alpha: width multiplier, 1 in the paper: of the channels and of each path, whose number
+            stays; a path of the first stage keeps at least one channel.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
         **top: see `tiffin.layers.classifier`, as for what is returned.
 
     Raises:
-        InputError: an unknown variant or option.
+        InputError: an unknown variant, or an `alpha` that leaves no path.
     """
     one_of("variant", variant, VARIANTS)
     depth, cardinality, path = map(int, re.findall(r"\d+", variant))
+    if not 1 <= path * alpha < math.inf:
+        raise InputError(f"alpha={alpha}: {variant} needs at least {1 / path:g}.")
     bn = {"epsilon": 1e-5, "momentum": bn_momentum}
 
     image, x = image_input(input_shape, normalization)
     maps = {}
     if depth == 29:
-        x = conv_bn(x, 64, 3, name="conv1", **bn)
+        x = conv_bn(x, int(64 * alpha), 3, name="conv1", **bn)
         x = layers.ReLU(name="conv1_relu")(x)  # 32 x 32 x 64
         stride, stages = 1, [(name, channels, 3) for name, _, channels in CIFAR]
     else:
-        x = conv_bn(x, 64, 7, 2, name="conv1", **bn)
+        x = conv_bn(x, int(64 * alpha), 7, 2, name="conv1", **bn)
         x = maps[2] = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
         x = padded_max_pooling(x, name="pool1")
         stride, stages = 4, [(row[0], row[2], row[3 if depth == 50 else 4]) for row in IMAGENET]
 
     for name, channels, blocks in stages:
         # A path's width doubles with the channels: table 1 writes 128, 256, 512, 1024 for 32x4d.
-        width = cardinality * path * channels // 256
+        width = cardinality * int(path * alpha) * channels // 256
         step = 1 if name == "conv2" else 2
         stride *= step
         for block in range(blocks):
             x = bottleneck_block(
                 x,
-                channels // 4,
+                int(channels * alpha) // 4,
                 step if block == 0 else 1,
                 name=f"{name}_block{block + 1}",
                 stride_in="3x3",
@@ -161,6 +167,8 @@ class Config(Classification):
     """
 
     model: str = "resnext50_32x4d"
+    alpha: float = 1.0
+    """Width multiplier; 1 in the paper."""
     builder: ClassVar = staticmethod(resnext)
 
 

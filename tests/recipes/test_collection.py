@@ -72,7 +72,7 @@ def train_save_load_export(
 
 # Families whose default is large; the papers' width is in the full tests.
 SLIM = ("vgg", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v2")
-SLIM += ("am_softmax", "arcface")
+SLIM += ("resnext", "am_softmax", "arcface")
 
 
 @pytest.mark.parametrize(

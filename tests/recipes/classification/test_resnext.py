@@ -76,6 +76,15 @@ def test_widths_are_table_1s():
         assert (layer.groups, layer.filters, layer.kernel.shape[2]) == (32, width, width // 32)
 
 
+def test_alpha_narrows_channels_and_paths():
+    model = recipes.build("resnext50_32x4d", (32, 32, 3), alpha=0.5)
+    assert model.get_layer("conv1_conv").filters == 32
+    for stage, width in zip((2, 3, 4, 5), (64, 128, 256, 512), strict=True):
+        layer = model.get_layer(f"conv{stage}_block1_2_conv")
+        assert (layer.groups, layer.filters) == (32, width)
+        assert model.get_layer(f"conv{stage}_block1_out").output.shape[-1] == 2 * width
+
+
 def test_maps():
     deep = recipes.build("resnext50_32x4d", (65, 96, 3), features=True)
     assert {name: output.shape[1:] for name, output in deep.output.items()} == {
@@ -98,6 +107,7 @@ def test_maps():
     [
         ("resnext50_32x8d", {}, "did you mean 'resnext50_32x4d'"),
         ("resnext50_32x4d", {"groups": 2}, "no option 'groups'"),
+        ("resnext50_32x4d", {"alpha": 0.2}, "alpha=0.2: resnext50_32x4d needs at least 0.25"),
     ],
 )
 def test_wrong_options_are_named(name, options, said):
