@@ -94,6 +94,7 @@ def resnext(
     classes: int = 1000,
     *,
     alpha: float = 1.0,
+    stem_stride: int = 2,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
     **top: Unpack[Top],
@@ -108,14 +109,17 @@ def resnext(
         classes: width of the last layer.
         alpha: width multiplier, 1 in the paper: of the channels and of each path, whose number
             stays; a path of the first stage keeps at least one channel.
+        stem_stride: stride of the ImageNet form's first convolution, 2 in the paper. 1 is a
+            departure for small pictures, of which a stride of 32 leaves a single point.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
         **top: see `tiffin.layers.classifier`, as for what is returned.
 
     Raises:
-        InputError: an unknown variant, or an `alpha` that leaves no path.
+        InputError: an unknown variant or `stem_stride`, or an `alpha` that leaves no path.
     """
     one_of("variant", variant, VARIANTS)
+    one_of("stem_stride", stem_stride, (2, 1))
     depth, cardinality, path = map(int, re.findall(r"\d+", variant))
     if not 1 <= path * alpha < math.inf:
         raise InputError(f"alpha={alpha}: {variant} needs at least {1 / path:g}.")
@@ -126,12 +130,14 @@ def resnext(
     if depth == 29:
         x = conv_bn(x, int(64 * alpha), 3, name="conv1", **bn)
         x = layers.ReLU(name="conv1_relu")(x)  # 32 x 32 x 64
-        stride, stages = 1, [(name, channels, 3) for name, _, channels in CIFAR]
+        stages = [(name, channels, 3) for name, _, channels in CIFAR]
+        stride = 1
     else:
-        x = conv_bn(x, int(64 * alpha), 7, 2, name="conv1", **bn)
-        x = maps[2] = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
+        x = conv_bn(x, int(64 * alpha), 7, stem_stride, name="conv1", **bn)
+        x = maps[stem_stride] = layers.ReLU(name="conv1_relu")(x)  # 112 x 112 x 64
         x = padded_max_pooling(x, name="pool1")
-        stride, stages = 4, [(row[0], row[2], row[3 if depth == 50 else 4]) for row in IMAGENET]
+        stages = [(row[0], row[2], row[3 if depth == 50 else 4]) for row in IMAGENET]
+        stride = 2 * stem_stride
 
     for name, channels, blocks in stages:
         # A path's width doubles with the channels: table 1 writes 128, 256, 512, 1024 for 32x4d.
@@ -169,7 +175,10 @@ class Config(Classification):
     model: str = "resnext50_32x4d"
     alpha: float = 1.0
     """Width multiplier; 1 in the paper."""
+    stem_stride: int | None = None
+    """Stride of the ImageNet form's first convolution; default: 2, but 1 below 64 pixels."""
     builder: ClassVar = staticmethod(resnext)
+    small: ClassVar = {"stem_stride": 1}
 
 
 if __name__ == "__main__":

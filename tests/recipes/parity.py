@@ -5,10 +5,16 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import torch
 
 from tiffin import recipes
 from tiffin.recipes.engine import registry, summary
+
+
+def full(*cases: tuple) -> list:
+    """Return a parametrised test's cases as ones for the full tests."""
+    return [pytest.param(*case, marks=pytest.mark.full) for case in cases]
 
 
 def check_counts(name: str, count: int, **options) -> keras.Model:

@@ -75,11 +75,7 @@ def keras_applications(name):
     return theirs(weights=None, classifier_activation=None)
 
 
-def full(*names):
-    return [pytest.param(name, marks=pytest.mark.full) for name in names]
-
-
-@pytest.mark.parametrize("name", full("densenet121", "densenet169", "densenet201"))
+@pytest.mark.parametrize("name", parity.full(*((f"densenet{depth}",) for depth in (121, 169, 201))))
 @pytest.mark.parametrize("ending", [".h5", ".keras"])
 def test_densenet_is_keras_applications(name, ending, tmp_path):
     parity.check_weights(name, keras_applications(name), tmp_path / f"theirs{ending}")
@@ -91,7 +87,9 @@ def test_densenet121_is_torchvisions(size, tmp_path):
     parity.check_weights("densenet121", theirs, tmp_path / "theirs.pth", size)
 
 
-@pytest.mark.parametrize("name", full("densenet121", "densenet161", "densenet169", "densenet201"))
+@pytest.mark.parametrize(
+    "name", parity.full(*((f"densenet{depth}",) for depth in (121, 161, 169, 201)))
+)
 def test_full_size_densenet_is_torchvisions(name, tmp_path):
     theirs = getattr(parity.torchvision_models(), name)(weights=None)
     parity.check_weights(name, theirs, tmp_path / "theirs.safetensors")
@@ -120,7 +118,11 @@ def test_old_names_of_the_published_files(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["densenet40_k12", "densenet40_k12_bc", *full("densenet100_k12", "densenet190_k40_bc")],
+    [
+        "densenet40_k12",
+        "densenet40_k12_bc",
+        *parity.full(("densenet100_k12",), ("densenet190_k40_bc",)),
+    ],
 )
 def test_cifar_form_is_pytorchcvs(name, tmp_path):
     theirs = parity.pytorchcv(f"{name}_cifar10")

@@ -24,13 +24,9 @@ PUBLISHED = {
 SLOW = ("preact_resnet152", "preact_resnet200", "preact_resnet1001")
 
 
-def full(*cases):
-    return [pytest.param(*case, marks=pytest.mark.full) for case in cases]
-
-
 @pytest.mark.parametrize(
     "name",
-    [*(n for n in PUBLISHED if n not in SLOW), *full(*((n,) for n in SLOW))],
+    [*(n for n in PUBLISHED if n not in SLOW), *parity.full(*((n,) for n in SLOW))],
 )
 def test_counts(name):
     count, source = PUBLISHED[name]
@@ -51,7 +47,7 @@ def test_the_papers_stem_is_normalised_once():
     [
         ("preact_resnet50", 64, "a.h5"),
         ("preact_resnet50", 75, "a.keras"),
-        *full(*((f"preact_resnet{depth}", 224, "a.h5") for depth in (50, 101, 152))),
+        *parity.full(*((f"preact_resnet{depth}", 224, "a.h5") for depth in (50, 101, 152))),
     ],
 )
 def test_keras_applications(name, size, file, tmp_path):
@@ -68,8 +64,8 @@ def test_keras_applications(name, size, file, tmp_path):
         (50, "preresnet50", 64),
         (110, "preresnet110_cifar10", 32),
         (164, "preresnet164bn_cifar10", 32),
-        *full((1001, "preresnet1001_cifar10", 32)),
-        *full(*((depth, f"preresnet{depth}", 224) for depth in (18, 34, 50, 101, 152, 200))),
+        *parity.full((1001, "preresnet1001_cifar10", 32)),
+        *parity.full(*((depth, f"preresnet{depth}", 224) for depth in (18, 34, 50, 101, 152, 200))),
     ],
 )
 def test_pytorchcv(depth, theirs, size, tmp_path):

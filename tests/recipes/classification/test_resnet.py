@@ -35,16 +35,14 @@ def test_counts(name):
         assert round(count / 1e6, 2) == PAPER_MILLIONS[name]
 
 
-def full(*cases):
-    return [pytest.param(*case, marks=pytest.mark.full) for case in cases]
-
-
 @pytest.mark.parametrize(
     ("name", "size", "file"),
     [
         ("resnet50", 64, "a.keras"),
         ("resnet50", 75, "a.h5"),
-        *full(("resnet50", 224, "a.h5"), ("resnet101", 224, "a.h5"), ("resnet152", 224, "a.h5")),
+        *parity.full(
+            ("resnet50", 224, "a.h5"), ("resnet101", 224, "a.h5"), ("resnet152", 224, "a.h5")
+        ),
     ],
 )
 def test_keras_applications(name, size, file, tmp_path):
@@ -59,7 +57,7 @@ def test_keras_applications(name, size, file, tmp_path):
     [
         ("resnet18", 64, "a.pth"),
         ("resnet50", 75, "a.safetensors"),
-        *full(*((f"resnet{depth}", 224, "a.pth") for depth in (18, 34, 50, 101, 152))),
+        *parity.full(*((f"resnet{depth}", 224, "a.pth") for depth in (18, 34, 50, 101, 152))),
     ],
 )
 def test_torchvision(name, size, file, tmp_path):
@@ -71,8 +69,8 @@ def test_torchvision(name, size, file, tmp_path):
     ("name", "theirs"),
     [
         ("resnet20", "resnet20_cifar10"),
-        *full(("resnet56", "resnet56_cifar10"), ("resnet110", "resnet110_cifar10")),
-        *full(*((f"resnet{depth}", f"resnet{depth}") for depth in (18, 34, 50, 101, 152))),
+        *parity.full(("resnet56", "resnet56_cifar10"), ("resnet110", "resnet110_cifar10")),
+        *parity.full(*((f"resnet{depth}", f"resnet{depth}") for depth in (18, 34, 50, 101, 152))),
     ],
 )
 def test_pytorchcv(name, theirs, tmp_path):

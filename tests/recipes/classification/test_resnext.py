@@ -19,12 +19,8 @@ PUBLISHED = {
 SLOW = ("resnext101_64x4d", "resnext29_16x64d")
 
 
-def full(*cases):
-    return [pytest.param(*case, marks=pytest.mark.full) for case in cases]
-
-
 @pytest.mark.parametrize(
-    "name", [*(n for n in PUBLISHED if n not in SLOW), *full(*((n,) for n in SLOW))]
+    "name", [*(n for n in PUBLISHED if n not in SLOW), *parity.full(*((n,) for n in SLOW))]
 )
 def test_counts(name):
     count, source = PUBLISHED[name]
@@ -36,7 +32,7 @@ def test_counts(name):
     ("name", "size", "file"),
     [
         ("resnext50_32x4d", 64, "a.safetensors"),
-        *full(("resnext50_32x4d", 224, "a.pth"), ("resnext101_64x4d", 224, "a.pth")),
+        *parity.full(("resnext50_32x4d", 224, "a.pth"), ("resnext101_64x4d", 224, "a.pth")),
     ],
 )
 def test_torchvision(name, size, file, tmp_path):
@@ -48,7 +44,7 @@ def test_torchvision(name, size, file, tmp_path):
     ("name", "size"),
     [
         ("resnext50_32x4d", 75),
-        *full(*((name, 224) for name in PUBLISHED if "29" not in name)),
+        *parity.full(*((name, 224) for name in PUBLISHED if "29" not in name)),
     ],
 )
 def test_pytorchcv(name, size, tmp_path):
@@ -58,7 +54,7 @@ def test_pytorchcv(name, size, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "cardinality"), [("resnext29_8x64d", 8), *full(("resnext29_16x64d", 16))]
+    ("name", "cardinality"), [("resnext29_8x64d", 8), *parity.full(("resnext29_16x64d", 16))]
 )
 def test_pytorchcvs_cifar_form(name, cardinality, tmp_path):
     parity.torchvision_models()
@@ -94,6 +90,14 @@ def test_maps():
         "stride_16": (5, 6, 1024),
         "stride_32": (3, 3, 2048),
     }
+    halved = recipes.build("resnext50_32x4d", (28, 28, 3), alpha=0.25, stem_stride=1, features=True)
+    assert {name: output.shape[1:3] for name, output in halved.output.items()} == {
+        "stride_1": (28, 28),
+        "stride_2": (14, 14),
+        "stride_4": (7, 7),
+        "stride_8": (4, 4),
+        "stride_16": (2, 2),
+    }
     small = recipes.build("resnext29_8x64d", (28, 28, 3), features=True)
     assert {name: output.shape[1:] for name, output in small.output.items()} == {
         "stride_1": (28, 28, 256),
@@ -107,6 +111,7 @@ def test_maps():
     [
         ("resnext50_32x8d", {}, "did you mean 'resnext50_32x4d'"),
         ("resnext50_32x4d", {"groups": 2}, "no option 'groups'"),
+        ("resnext50_32x4d", {"stem_stride": 3}, "stem_stride=3"),
         ("resnext50_32x4d", {"alpha": 0.2}, "alpha=0.2: resnext50_32x4d needs at least 0.25"),
     ],
 )

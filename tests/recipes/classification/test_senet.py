@@ -22,12 +22,8 @@ PUBLISHED = {
 SLOW = ("se_resnet152", "se_resnext101_32x4d", "senet154")
 
 
-def full(*cases):
-    return [pytest.param(*case, marks=pytest.mark.full) for case in cases]
-
-
 @pytest.mark.parametrize(
-    "name", [*(n for n in PUBLISHED if n not in SLOW), *full(*((n,) for n in SLOW))]
+    "name", [*(n for n in PUBLISHED if n not in SLOW), *parity.full(*((n,) for n in SLOW))]
 )
 def test_counts(name):
     count, source = PUBLISHED[name]
@@ -41,7 +37,7 @@ def test_counts(name):
         ("se_resnet50", 64, "a.pth"),
         ("se_resnext50_32x4d", 64, "a.safetensors"),
         ("se_resnet20", 32, "a.pth"),
-        *full(*((name, 224, "a.pth") for name in PUBLISHED if name != "se_resnet20")),
+        *parity.full(*((name, 224, "a.pth") for name in PUBLISHED if name != "se_resnet20")),
     ],
 )
 def test_pytorchcv(name, size, file, tmp_path):
