@@ -2,11 +2,12 @@
 
     python benchmarks/embedding_losses.py center --data mnist --epochs 5
     python benchmarks/embedding_losses.py margin --data mnist --epochs 3 --seeds 0 1 2
-    python benchmarks/embedding_losses.py faces --data FOLDER
+    python benchmarks/embedding_losses.py faces --data FOLDER --backbone resnet20 --dimensions 128
 
 `center`: center loss by its weight lambda. `margin`: L-softmax by m, at one schedule, over seeds.
-`faces`: each loss on people that it never saw. Every run is a command of its own, kept under
---runs; one that is there already is not run again. Markdown is printed at the end.
+`faces`: each loss on people that it never saw, and what int8 costs. Every run is a command of its
+own, kept under --runs; one that is there already is not run again. What is not known here, such as
+--image-size, is handed on to all. Markdown is printed at the end.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tiffin.export.documents import table
 LAMBDAS = ("0", "0.001", "0.01", "0.1", "1")
 MARGINS = ("1", "2", "3", "4")
 FACES = {
-    # The same network and schedule for all; what differs is the loss.
+    # What differs is the loss; the network and the schedule are the command line's.
     "softmax": ["l_softmax", "--margin", "1"],
     "center loss": ["center_loss", "--center-weight", "0.01"],
     "contrastive": ["contrastive", "--learning-rate", "0.001"],
@@ -83,7 +84,13 @@ def faces(options: argparse.Namespace) -> str:
     rows = []
     for loss, arguments in FACES.items():
         name = "faces_" + "".join(c if c.isalnum() else "_" for c in loss)
-        test = run(name, arguments, options)["test"]
+        metrics = run(name, [*arguments, "--export"], options)
+        test, export = metrics["test"], metrics["export"]
+        lost = [
+            100 * (export["reference"]["value"] - file["metric"])
+            for file in export["files"]
+            if file["precision"] == "int8"
+        ]
         rows.append(
             [
                 loss,
@@ -92,10 +99,11 @@ def faces(options: argparse.Namespace) -> str:
                 f"{test['equal_error_rate']:.2%}",
                 f"{test['recall_at']['1']:.2%}",
                 f"{test['one_shot_5_way']:.2%}",
+                " / ".join(f"{points:+.2f}" for points in lost),
             ]
         )
     header = ["loss", "verification", "deviation", "equal error rate", "recall@1"]
-    return table([*header, "5-way one-shot"], rows)
+    return table([*header, "5-way one-shot", "int8 loss, points: ONNX / TFLite"], rows)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A traced model to ONNX."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -216,7 +217,12 @@ class Quantizer:
     Args:
         model: `onnx.ModelProto` from `to_onnx`.
         calibration: arrays by input name.
+
+    Attributes:
+        refused: the units that no runtime would take in int8: none.
     """
+
+    refused = ()
 
     def __init__(self, model, calibration: dict[str, np.ndarray]):
         import onnx
@@ -271,8 +277,9 @@ class Quantizer:
         work.model.topological_sort()
         return work.model.model
 
+    @functools.cached_property
     def units(self) -> list[Unit]:
-        """Return the parts of the model that are int8 or float as a whole."""
+        """The parts of the model that are int8 or float as a whole."""
         constants = {t.name: tuple(t.dims) for t in self.model.graph.initializer}
         steps = []
         for node in self.model.graph.node:

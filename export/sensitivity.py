@@ -136,6 +136,22 @@ def units(steps: Sequence[Step]) -> list[Unit]:
     return result
 
 
+def named(units: Sequence[Unit], name: Callable[[str], str | None]) -> dict[Unit, str]:
+    """Return the units' layers; the second of one layer is `NAME (2)`, and so on.
+
+    Args:
+        units: the parts of a model.
+        name: the name of a layer by the name of one of its operations; None where it knows none.
+    """
+    seen: Counter[str] = Counter()
+    names = {}
+    for unit in units:
+        text = name(unit.label) or unit.result
+        seen[text] += 1
+        names[unit] = text if seen[text] == 1 else f"{text} ({seen[text]})"
+    return names
+
+
 class Study:
     """What int8 costs, layer by layer, in one float32 model of either format.
 
@@ -157,17 +173,15 @@ class Study:
         size = sum(array[:1].size for array in inputs.values())
         most = _LARGE_EXAMPLES if size > _LARGE else _EXAMPLES
         self._inputs, _ = verify.examples(inputs, most)
-        self.units = quantizer.units()
-        names = [name(unit.label) or unit.result for unit in self.units]
-        seen: Counter[str] = Counter()
-        self.names: dict[Unit, str] = {}
-        for unit, text in zip(self.units, names, strict=True):
-            seen[text] += 1
-            self.names[unit] = text if seen[text] == 1 else f"{text} ({seen[text]})"
+        self.units = quantizer.units
+        self.names = named(self.units, name)
         ends = quantizer.ends()
         wanted = self._run(self._home.exposed(quantizer.model, ends))
         self.alone: dict[Unit, float] = {}
         for unit in self.units:
+            if unit in quantizer.refused:
+                self.alone[unit] = -_HIGHEST
+                continue
             got = self._run(quantizer(only=unit, outputs=ends))
             noise = [_noise(wanted[f"inner/{i}"], got[f"inner/{i}"]) for i in range(len(ends))]
             self.alone[unit] = _decibels(float(np.mean(noise)))
@@ -186,10 +200,11 @@ class Study:
         """Yield what to leave in float32: the worst 1, 2, 4, 8, ... units.
 
         At most a quarter as many as there are layers with weights; two in a small model, too, as an
-        activation between two layers is float32 only if both are.
+        activation between two layers is float32 only if both are. Those that are so in any case do
+        not count.
         """
         most, count = max(2, sum(unit.weighted for unit in self.units) // 4), 1
-        ranked = self.ranked()
+        ranked = [unit for unit in self.ranked() if unit not in self._quantizer.refused]
         while True:
             yield ranked[: min(count, most)]
             if count >= min(most, len(ranked)):
@@ -201,8 +216,9 @@ class Study:
 
         Args:
             content: the file, as the format's `Quantizer` returns it.
-            kept: the units that it has in float32.
+            kept: the units that it has in float32 by choice.
         """
+        kept = [*kept, *self._quantizer.refused]
         tensors = [unit.result for unit in self.units]
         signal, noise = np.zeros(len(tensors)), np.zeros(len(tensors))
         with tempfile.TemporaryDirectory() as folder:

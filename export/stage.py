@@ -345,10 +345,16 @@ class _Source:
         return self.home.reduce(self.model, precision, self.interface, self.calibration)
 
     def study(self, inputs) -> sensitivity.Study:
-        layers = self.interface.layers
-        return sensitivity.Study(
-            self.kind, self.quantizer, inputs, lambda name: layer_in(name, layers)
-        )
+        return sensitivity.Study(self.kind, self.quantizer, inputs, self._layer)
+
+    def float_layers(self, kept: Sequence[sensitivity.Unit] = ()) -> list[str]:
+        """Return the names of the layers that an int8 file has in float32, if it keeps these."""
+        names = sensitivity.named(self.quantizer.units, self._layer)
+        kept = [*kept, *self.quantizer.refused]
+        return [layer for unit, layer in names.items() if unit in kept]
+
+    def _layer(self, name: str) -> str | None:
+        return layer_in(name, self.interface.layers)
 
 
 def _check_file(
@@ -372,7 +378,7 @@ def _check_file(
     speed = _speed(path) if manifest else {}
     entry, reason = judge(path, precision)
     if precision == "int8":
-        entry["float_layers"] = []
+        entry["float_layers"] = source.float_layers()
         if reason or explain:
             if reason:
                 say(f"{path.name}: {reason}. Looking for the layers that cost most.")
@@ -382,7 +388,7 @@ def _check_file(
                 written = _write(content, path, source.kind, manifest)
                 entry, still = judge(path, precision)
                 if not still:
-                    entry["float_layers"] = [study.names[u] for u in study.units if u in kept]
+                    entry["float_layers"] = source.float_layers(kept)
                     reason, speed = None, _speed(path) if manifest else {}
                     break
             tables[path.name] = study.rows(content, kept)

@@ -16,6 +16,9 @@ from tiffin.export.errors import ExportError
 from tiffin.export.sensitivity import Step, Unit, units
 
 SIGNATURE = "serving_default"
+# XNNPACK refuses a whole file in which a step of a kernel's input times one of its weights makes so
+# many steps of its result (256; a little less, as it computes the ratio in its own way).
+_MOST_STEPS = 255.0
 
 
 def to_tflite(interface: Interface, traced: Traced) -> bytes:
@@ -100,6 +103,9 @@ class Quantizer:
         model: a `.tflite` file from `to_tflite`.
         calibration: arrays by input name.
 
+    Attributes:
+        refused: the units that no runtime would take in int8, which stay in float32.
+
     Raises:
         ExportError: the model holds a loop, which cannot be calibrated.
     """
@@ -110,6 +116,7 @@ class Quantizer:
         self._exposed = functools.lru_cache(1)(functools.partial(exposed, model))
         with _quietly():
             self._ranges = _ranges(model, calibration)
+        self.refused = _refused(self._quantized(), self.units)
 
     def __call__(
         self, only: Unit | None = None, keep: Sequence[Unit] = (), outputs: Sequence[str] = ()
@@ -121,6 +128,14 @@ class Quantizer:
             keep: units to leave in float32.
             outputs: names of tensors that the file shall return, too, as by `exposed`.
         """
+        result = self._quantized(only, [*keep, *self.refused], outputs)
+        if only and not {f"{tensor};" for tensor in outputs} & {*only.nodes}:
+            # No client but this one will open it, and packing a large net costs a second.
+            return result
+        return _finished(result, _places(self._exposed(tuple(outputs))))
+
+    def _quantized(self, only=None, keep=(), outputs=()) -> bytes:
+        """Return what the quantizer writes."""
         from litert_quantizer import algorithm_manager, qtyping, quantizer, recipe
 
         never, operations = algorithm_manager.AlgorithmName.NO_QUANTIZE, qtyping.TFLOperationName
@@ -142,14 +157,11 @@ class Quantizer:
                 work.update_quantization_recipe(
                     _matching(keep), operations.ALL_SUPPORTED, algorithm_key=never
                 )
-            result = bytes(work.quantize(self._ranges).quantized_model)
-        if only and not {f"{tensor};" for tensor in outputs} & {*only.nodes}:
-            # No client but this one will open it, and packing a large net costs a second.
-            return result
-        return _finished(result, _places(model))
+            return bytes(work.quantize(self._ranges).quantized_model)
 
+    @functools.cached_property
     def units(self) -> list[Unit]:
-        """Return the parts of the model that are int8 or float as a whole."""
+        """The parts of the model that are int8 or float as a whole."""
         from ai_edge_litert import schema_py_generated as schema
         from litert_quantizer import algorithm_manager, qtyping, recipe, recipe_manager
         from litert_quantizer.utils import tfl_flatbuffer_utils as known
@@ -200,6 +212,29 @@ class Quantizer:
                 index = maker.inputs[0] if code in (last.SOFTMAX, last.LOGISTIC) else index
             result.append(_name(graph.tensors[index]))
         return result
+
+
+def _refused(model: bytes, units: Sequence[Unit]) -> list[Unit]:
+    """Return the units of an int8 file in which a channel has next to no range beside its weights.
+
+    Batch normalisation makes such weights of a channel that hardly varies.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = schema.BuiltinOperator
+    kernels = {kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED}
+    content = schema.Model.GetRootAs(model)
+    graph, names = content.Subgraphs(0), set()
+    for i in range(graph.OperatorsLength()):
+        operator = graph.Operators(i)
+        if content.OperatorCodes(operator.OpcodeIndex()).BuiltinCode() not in kernels:
+            continue
+        tensors = [graph.Tensors(j) for j in (*operator.InputsAsNumpy()[:2], operator.Outputs(0))]
+        known = [t.Quantization() for t in tensors if t.Quantization()]
+        scales = [q.ScaleAsNumpy() for q in known if q.ScaleLength()]
+        if len(scales) == 3 and (scales[0] * scales[1] / scales[2]).max() >= _MOST_STEPS:
+            names.add(f"{tensors[2].Name().decode()};")
+    return [unit for unit in units if names & {*unit.nodes}]
 
 
 def _matching(units: Sequence[Unit]) -> str:

@@ -352,3 +352,27 @@ def test_int8_survives_a_layer_that_gives_nothing_but_zero(tmp_path):
         say=lambda line: None,
     )  # fmt: skip
     assert [entry["float_layers"] for entry in manifest["files"]] == [[], []]
+
+
+def test_int8_leaves_out_a_layer_that_no_runtime_would_take(tmp_path):
+    # A channel that hardly varies, scaled up, as batch normalisation does: one step of the integers
+    # before it would be hundreds of steps behind it.
+    image = keras.Input((16, 16, 3), name="image")
+    x = layers.Conv2D(4, 1, name="colour")(image)
+    x = layers.DepthwiseConv2D(1, use_bias=False, name="depthwise")(x)
+    x = layers.Conv2D(3, 1, name="point")(layers.AveragePooling2D(16)(x))
+    model = keras.Model(image, layers.Flatten(name="logits")(x), name="refused")
+    colour, taps = np.zeros((1, 1, 3, 4), np.float32), np.ones((1, 1, 4, 1), np.float32)
+    colour[0, 0, :, :3], taps[0, 0, 3] = np.eye(3), 50_000
+    point = np.concatenate([np.eye(3), np.full((1, 3), 1e-3)])[None, None]
+    model.get_layer("colour").set_weights([colour, np.float32([0, 0, 0, 1e-5])])
+    model.get_layer("depthwise").set_weights([taps])
+    model.get_layer("point").set_weights([point, np.zeros(3)])
+    manifest = export(
+        model, tmp_path, precisions=("int8",), calibration=pixels(count=16),
+        normalization=(127.5, 127.5), explain=True, say=lambda line: None,
+    )  # fmt: skip
+    assert [entry["float_layers"] for entry in manifest["files"]] == [[], ["depthwise"]]
+    table = (tmp_path / "explain.csv").read_text().splitlines()
+    (row,) = [line for line in table if "int8.tflite,depthwise" in line]
+    assert row.endswith("float32")
