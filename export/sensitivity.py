@@ -206,7 +206,7 @@ class Study:
         most, count = max(2, sum(unit.weighted for unit in self.units) // 4), 1
         ranked = [unit for unit in self.ranked() if unit not in self._quantizer.refused]
         while True:
-            yield ranked[: min(count, most)]
+            yield [*self._quantizer.refused, *ranked[: min(count, most)]]
             if count >= min(most, len(ranked)):
                 return
             count *= 2
@@ -216,9 +216,8 @@ class Study:
 
         Args:
             content: the file, as the format's `Quantizer` returns it.
-            kept: the units that it has in float32 by choice.
+            kept: the units that it has in float32.
         """
-        kept = [*kept, *self._quantizer.refused]
         tensors = [unit.result for unit in self.units]
         signal, noise = np.zeros(len(tensors)), np.zeros(len(tensors))
         with tempfile.TemporaryDirectory() as folder:

@@ -347,10 +347,9 @@ class _Source:
     def study(self, inputs) -> sensitivity.Study:
         return sensitivity.Study(self.kind, self.quantizer, inputs, self._layer)
 
-    def float_layers(self, kept: Sequence[sensitivity.Unit] = ()) -> list[str]:
-        """Return the names of the layers that an int8 file has in float32, if it keeps these."""
+    def layers(self, kept: Sequence[sensitivity.Unit]) -> list[str]:
+        """Return the names of the layers of some units."""
         names = sensitivity.named(self.quantizer.units, self._layer)
-        kept = [*kept, *self.quantizer.refused]
         return [layer for unit, layer in names.items() if unit in kept]
 
     def _layer(self, name: str) -> str | None:
@@ -378,22 +377,22 @@ def _check_file(
     speed = _speed(path) if manifest else {}
     entry, reason = judge(path, precision)
     if precision == "int8":
-        entry["float_layers"] = source.float_layers()
+        kept = [*source.quantizer.refused]
         if reason or explain:
             if reason:
                 say(f"{path.name}: {reason}. Looking for the layers that cost most.")
-            study, kept = source.study(judge.inputs), []
+            study = source.study(judge.inputs)
             for kept in study.choices() if reason else ():
                 content = source.quantizer(keep=kept)
                 written = _write(content, path, source.kind, manifest)
                 entry, still = judge(path, precision)
                 if not still:
-                    entry["float_layers"] = source.float_layers(kept)
                     reason, speed = None, _speed(path) if manifest else {}
                     break
             tables[path.name] = study.rows(content, kept)
             if reason:
                 raise ExportError(f"In {path.name}, {reason}. {_worst(study, len(kept))}")
+        entry["float_layers"] = source.layers(kept)
     elif reason:
         raise ExportError(f"In {path.name}, {reason}. {_blame(judge, source.kind, precision)}")
     entry |= written
