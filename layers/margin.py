@@ -326,8 +326,15 @@ class MarginAnnealing(keras.callbacks.Callback):
         """Return lambda at a step of the optimizer."""
         return max(self.least, self.base * (1 + self.gamma * step) ** -self.power)
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = int(self.model.optimizer.iterations)
+
     def on_train_batch_begin(self, batch, logs=None):
-        self.head.annealing.assign(self.at(int(self.model.optimizer.iterations)))
+        # Counted here: to read the optimizer's own step would wait for the device each time. Under
+        # JAX, what is assigned counts only once `self.model` was asked for.
+        optimizer = self.model.optimizer
+        step = self.start + batch // (optimizer.gradient_accumulation_steps or 1)
+        self.head.annealing.assign(self.at(step))
 
 
 @keras.saving.register_keras_serializable("tiffin")

@@ -272,12 +272,8 @@ class Recipe(abc.ABC):
         print(f"Run: {directory}")
         return directory, made
 
-    def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
-        """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
-        whole = self.optimizer == "gradient_descent"
-        batch = min(self.batch_size, len(data.train))
-        steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
-        epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
+    def compile(self, model: keras.Model, steps: int, epochs: int) -> None:
+        """Compile a model as configured, for a training of so many epochs of so many steps."""
         total = epochs * steps
         schedule = WarmupSchedule(
             self.learning_rate,
@@ -298,6 +294,14 @@ class Recipe(abc.ABC):
         # XLA makes depthwise networks 8 times slower on a CPU under TensorFlow.
         jit = False if keras.backend.backend() == "tensorflow" else "auto"
         model.compile(optimizer=optimizer, jit_compile=jit, **self.objective())
+
+    def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
+        """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
+        whole = self.optimizer == "gradient_descent"
+        batch = min(self.batch_size, len(data.train))
+        steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
+        epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
+        self.compile(model, steps, epochs)
         kept = {BEST: self.inference(model), **self.companions(model)}
         checkpoint = Checkpoint(directory, kept, *self.monitor, self.early_stopping)
         checkpoint.set_model(model)

@@ -1,0 +1,143 @@
+"""Center loss by lambda and L-softmax by m on MNIST, at the papers' own schedules.
+
+    KERAS_BACKEND=jax python benchmarks/mnist_schedules.py margin --seeds 0 1 2
+    KERAS_BACKEND=jax python benchmarks/mnist_schedules.py center
+    python benchmarks/mnist_schedules.py margin --epochs 2 --margins 1 4       (a shortened schedule)
+
+The recipes' networks, losses and optimizers on all 60,000 training digits, held in memory, tested
+once at the end: no validation split, no files on the way, and no TensorFlow, so that it runs on a
+machine with nothing but JAX or PyTorch and a GPU. `margin` takes batches of 256 for 85 epochs, the
+paper's 20,000 iterations. A training that --runs holds is not run again, so several processes can
+share the work and --minutes can end it early. Markdown of all that is there is printed at the end.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tiffin.export.documents import table
+from tiffin.export.files import write_json
+from tiffin.layers import MarginAnnealing
+from tiffin.recipes.embedding import center_loss, l_softmax
+from tiffin.recipes.engine import report
+from tiffin.recipes.engine.embedding import MarginRecipe, spread
+
+LAMBDAS = (0.0, 0.001, 0.01, 0.1, 1.0)
+MARGINS = (1, 2, 3, 4)
+PAPER = 85  # epochs of 235 batches: 19,975 iterations
+
+
+def load(path: Path | None) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return MNIST's training and test digits as the recipes see them, RGB, and their labels."""
+    if path is None:
+        parts = keras.datasets.mnist.load_data()
+    else:
+        with np.load(path) as file:
+            parts = [(file[f"x_{part}"], file[f"y_{part}"]) for part in ("train", "test")]
+    return tuple((np.repeat(x[..., None], 3, -1), y.astype(np.int32)) for x, y in parts)
+
+
+def train(config: MarginRecipe, data, epochs: int) -> tuple[dict, np.ndarray]:
+    """Return what a training reached, and the features of the test digits."""
+    (x, y), (x_test, y_test) = data
+    keras.utils.set_random_seed(config.seed)
+    mean, std = round(float(x.mean()), 3), round(float(x.std()), 3)
+    model = config.network(x.shape[1:], 10, ([mean] * 3, [std] * 3))
+    config.compile(model, -(-len(x) // config.batch_size), epochs)
+    annealing = getattr(config, "annealing", None)
+    callbacks = [MarginAnnealing(model.head, *annealing)] if annealing else []
+    start = time.monotonic()
+    model.fit(x, y, config.batch_size, epochs, verbose=0, callbacks=callbacks)
+    minutes = (time.monotonic() - start) / 60
+    found = model.predict(x_test, batch_size=500, verbose=0)
+    result = {
+        "error": 100 * float((found["logits"].argmax(1) != y_test).mean()),
+        "epochs": epochs,
+        "minutes": minutes,
+        "backend": keras.backend.backend(),
+        **spread(found["embeddings"], y_test),
+    }
+    return result, found["embeddings"]
+
+
+def center(runs: dict[str, dict]) -> str:
+    """Return the table of error and distances by lambda."""
+    rows = [
+        [
+            f"{weight:g}",
+            f"{run['error']:.2f}",
+            *(f"{run[k]:.3f}" for k in ("intra_class_distance", "inter_class_distance")),
+            f"{run['intra_to_inter']:.4f}",
+        ]
+        for weight in LAMBDAS
+        if (run := runs.get(f"center_{weight:g}_0"))
+    ]
+    names = ["intra-class distance", "inter-class distance", "their ratio"]
+    return table(["lambda", "test error, %", *names], rows)
+
+
+def margin(runs: dict[str, dict]) -> str:
+    """Return the table of test errors by m, over the seeds."""
+    rows = []
+    for m in MARGINS:
+        errors = [run["error"] for name, run in runs.items() if name.startswith(f"margin_{m}_")]
+        if errors:
+            deviation = f"{np.std(errors, ddof=1):.3f}" if len(errors) > 1 else "-"
+            each = ", ".join(f"{error:.2f}" for error in errors)
+            rows.append([m, f"{np.mean(errors):.3f}", deviation, each])
+    return table(["m", "test error, %", "its deviation", "each seed's"], rows)
+
+
+def main() -> None:
+    """Run what is missing and print Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("center", "margin"))
+    parser.add_argument("--arrays", type=Path, help="mnist.npz; default: fetched by Keras")
+    parser.add_argument("--epochs", type=int, help=f"default: {PAPER} of margin, 20 of center")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--margins", type=int, nargs="+", default=MARGINS)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after that")
+    parser.add_argument("--runs", type=Path, default=Path("runs/mnist_schedules"))
+    options = parser.parse_args()
+    if options.what == "center":
+        epochs = options.epochs or 20
+        wanted = {f"center_{w:g}_0": center_loss.Config(center_weight=w) for w in LAMBDAS}
+    else:
+        epochs = options.epochs or PAPER
+        base, gamma, *rest = l_softmax.Config().annealing
+        shared = {
+            "batch_size": 256,
+            # Section 5.1: 0.1, divided by 10 after 12,000 and 15,000 of 20,000 iterations.
+            "schedule": "step",
+            "milestones": (0.6, 0.75),
+            # A shorter training sees the whole of the annealing too.
+            "annealing": (base, gamma * PAPER / epochs, *rest),
+        }
+        wanted = {
+            f"margin_{m}_{seed}": l_softmax.Config(margin=m, seed=seed, **shared)
+            for seed in options.seeds
+            for m in options.margins
+        }
+    data, start = load(options.arrays), time.monotonic()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for name, config in wanted.items():
+        path = options.runs / f"{name}.json"
+        if not path.exists() and time.monotonic() - start < 60 * options.minutes:
+            result, features = train(config, data, epochs)
+            if features.shape[1] == 2:
+                report.save_arrays(path.with_suffix(".npz"), {"features": features})
+            write_json(path, result)
+            print(name, json.dumps(result), flush=True)
+            keras.utils.clear_session()
+    runs = {p.stem: json.loads(p.read_text()) for p in sorted(options.runs.glob("*.json"))}
+    print({"center": center, "margin": margin}[options.what](runs))
+
+
+if __name__ == "__main__":
+    main()
