@@ -246,7 +246,10 @@ class EmbeddingPicture(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         if self.seen:
-            report.strip(self.seen, self.labels, self.directory / "embeddings_by_epoch.png")
+            by_epoch = {f"epoch {int(epoch)}": points for epoch, points in self.seen.items()}
+            heading = "Embeddings of the validation split"
+            path = self.directory / "embeddings_by_epoch.png"
+            report.strip(by_epoch, self.labels, heading, path)
 
 
 def spread(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:

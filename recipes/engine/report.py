@@ -137,21 +137,21 @@ def scatter(embeddings: np.ndarray, labels: np.ndarray, names: Sequence[str], pa
     _save(figure, path)
 
 
-def strip(by_epoch: dict[str, np.ndarray], labels: np.ndarray, path: Path) -> None:
-    """Draw the embeddings of up to eight epochs side by side, in the last one's directions."""
-    epochs = list(by_epoch)
-    chosen = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, 8).round().astype(int))]
-    middle, directions = plane(by_epoch[epochs[-1]])
+def strip(embeddings: dict[str, np.ndarray], labels: np.ndarray, heading: str, path: Path) -> None:
+    """Draw up to eight sets of embeddings by title side by side, in the last one's directions."""
+    titles = list(embeddings)
+    chosen = [titles[i] for i in np.unique(np.linspace(0, len(titles) - 1, 8).round().astype(int))]
+    middle, directions = plane(embeddings[titles[-1]])
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = _figure(3 * columns, 3.1 * rows + 0.3)
-    figure.suptitle("Embeddings of the validation split")
+    figure.suptitle(heading)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(chosen) :]:
         axes.axis("off")
-    for axes, epoch in zip(grid.flat, chosen, strict=False):
-        _draw_points(axes, (by_epoch[epoch] - middle) @ directions, labels, None)
-        axes.set_title(f"epoch {int(epoch)}", fontsize=9)
+    for axes, title in zip(grid.flat, chosen, strict=False):
+        _draw_points(axes, (embeddings[title] - middle) @ directions, labels, None)
+        axes.set_title(title, fontsize=9)
     _save(figure, path)
 
 
