@@ -1,5 +1,6 @@
 """Our architectures held against other people's: counts, and outputs with their weights."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -122,12 +123,24 @@ def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours / theirs.std(), theirs / theirs.std(), atol=1e-4)
 
 
+@contextlib.contextmanager
+def policy(name: str):
+    """Build layers of another dtype."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def check_weights(
     name: str,
     theirs: keras.Model | torch.nn.Module,
     path: Path,
     size: int | None = None,
     settled: bool = False,
+    double: bool = False,
     **options,
 ) -> None:
     """Assert that a variant with their weights, read from their file, answers as they do.
@@ -139,6 +152,7 @@ def check_weights(
         path: where to save them; the ending names the format.
         size: height and width of the images; default: the variant's own.
         settled: whether `settle` comes before (torch only).
+        double: compute in float64, where so many layers add up float32's errors (torch only).
         **options: of our builder.
     """
     size = size or registry.find(name).variants[name].size
@@ -150,7 +164,10 @@ def check_weights(
     collections = registry.find(name).load().WEIGHTS
     keras_takes_bgr = "keras.applications" in collections and collections["keras.applications"].bgr
     turned = images[..., ::-1] if isinstance(theirs, keras.Model) and keras_takes_bgr else images
-    wanted = answer(theirs, np.ascontiguousarray(turned))
-    ours = recipes.build(name, (size, size, 3), wanted.shape[-1], **options)
+    kind = "float64" if double else "float32"
+    theirs = theirs.double() if double else theirs
+    wanted = answer(theirs, np.ascontiguousarray(turned).astype(kind))
+    with policy(kind):
+        ours = recipes.build(name, (size, size, 3), wanted.shape[-1], **options)
     recipes.load_weights(ours, path)
     agree(np.asarray(ours(images, training=False)), wanted)

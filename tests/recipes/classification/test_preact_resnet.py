@@ -72,7 +72,9 @@ def test_pytorchcv(depth, theirs, size, tmp_path):
     model = parity.pytorchcv(theirs)
     model.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # theirs is of one size alone
     name = f"preact_resnet{depth}"
-    parity.check_weights(name, model, tmp_path / "a.pth", size, form="pytorchcv")
+    # With random statistics a thousand layers leave float32's range.
+    path, deep = tmp_path / "a.pth", depth == 1001
+    parity.check_weights(name, model, path, size, settled=deep, double=deep, form="pytorchcv")
 
 
 @pytest.mark.parametrize("form", ["paper", "pytorchcv", "keras"])
