@@ -96,7 +96,7 @@ def results() -> str:
                 [
                     f"[{name}](#{name})",
                     run["model"],
-                    Path(run["data"]).name,
+                    run["data"],
                     f"{run['parameters']:,}",
                     run["epochs"],
                     f"{run['minutes']:.1f}",
@@ -147,8 +147,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.add:
         run = json.loads((Path(given.add[0]) / "metrics.json").read_text())
-        # Where somebody put the run is nobody else's concern.
-        run["command"] = re.sub(r" --output \S+", "", run["command"])
+        # Where somebody keeps runs and data is nobody else's concern.
+        run["command"] = re.sub(r" --(output|data-dir) \S+", "", run["command"])
+        run["command"] = re.sub(r" --data \S*/(?=\S)", " --data ", run["command"])
+        run["data"] = Path(run["data"]).name
         name = given.add[1] if len(given.add) > 1 else f"{run['model']}_{run['data']}"
         (RESULTS / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
     stale = [
