@@ -190,7 +190,7 @@ class ImageData:
     """A labelled image data set in its three splits.
 
     Attributes:
-        kind: what was recognised, for people: `folder of 2 classes at photos`.
+        kind: what was recognised, for people: `folder of 2 classes, photos`.
         classes: class names, by index.
         train, validation, test: the splits.
         skipped: files that could not be read.
@@ -496,7 +496,8 @@ def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
             )
         if not len(parts[part]):
             raise InputError(f"{top} has no readable images: fill it, or remove the folder.")
-    kind = f"folder of {len(classes)} classes at {root}"
+    # Of the path, its name: the sentence travels with exported files.
+    kind = f"folder of {len(classes)} classes, {root.resolve().name}"
     data = _complete(parts, kind, classes, seed, str(root))
     data.skipped = skipped
     return data
