@@ -6,7 +6,7 @@ from typing import TypedDict
 import keras
 from keras import layers
 
-from tiffin.layers.normalization import ImageNormalization
+from tiffin.layers.normalization import BatchNormalization, ImageNormalization
 
 
 class Top(TypedDict, total=False):
@@ -168,3 +168,27 @@ def hidden_layers(
         if dropout and name != names[-1]:
             x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
     return x
+
+
+def flat_embedding(
+    x: keras.KerasTensor, dimensions: int, dropout: float = 0.0, bn_momentum: float = 0.9
+) -> keras.KerasTensor:
+    """Embed all of a feature map: batch norm, dropout, one fully connected layer, batch norm.
+
+    Deng et al. 2019 (arXiv 1801.07698), section 3.1, the BN-Dropout-FC-BN of its networks:
+    unlike a mean over the picture it keeps where things are.
+
+    Args:
+        x: float `[batch, height, width, channels]` of known size.
+        dimensions: length of an embedding.
+        dropout: rate, in [0, 1); 0.4 in the paper.
+        bn_momentum: of batch normalisation.
+
+    Returns:
+        `[batch, dimensions]`.
+    """
+    bn = {"epsilon": 1e-5, "momentum": bn_momentum}
+    x = layers.Flatten()(BatchNormalization(name="neck_bn", **bn)(x))
+    x = layers.Dense(dimensions, name="embedding")(layers.Dropout(dropout)(x))
+    # Its gamma is fixed at 1: the length of an embedding is of no account.
+    return BatchNormalization(name="embedding_bn", scale=False, **bn)(x)

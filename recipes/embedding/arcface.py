@@ -21,7 +21,14 @@ import keras
 from keras import layers
 
 from tiffin.export.errors import InputError, one_of
-from tiffin.layers import ArcFace, BatchNormalization, PReLU, image_input, padded_conv
+from tiffin.layers import (
+    ArcFace,
+    BatchNormalization,
+    PReLU,
+    flat_embedding,
+    image_input,
+    padded_conv,
+)
 from tiffin.recipes.engine.embedding import MarginRecipe
 from tiffin.recipes.engine.training import main
 
@@ -94,10 +101,8 @@ def arcface(
                 x = conv(x, filters, 1, stride, f"{name}_downsample_conv")
                 x = bn(x, f"{name}_downsample_bn")
             x = layers.Add(name=f"{name}_add")([x, y])
-    x = layers.Dropout(dropout, name="dropout")(layers.Flatten()(bn(x, "bn2")))
-    x = layers.Dense(dimensions, name="fc")(x)
-    # Its gamma is fixed at 1: the length of an embedding is of no account.
-    return keras.Model(image, bn(x, "features", scale=False), name=variant)
+    x = flat_embedding(x, dimensions, dropout, bn_momentum)
+    return keras.Model(image, x, name=variant)
 
 
 @dataclasses.dataclass
@@ -113,8 +118,6 @@ class Config(MarginRecipe):
     model: str = "arcface_r18"
     alpha: float = 1.0
     """Width multiplier of the recipe's own network; 1 in the paper."""
-    dropout: float = 0.0
-    """Rate before the embedding; 0.4 in the paper."""
     margin: float = 0.5
     """m in radians, added to the true class's angle."""
     scale: float = 64.0
@@ -129,8 +132,6 @@ class Config(MarginRecipe):
                 f"--margin {self.margin} --scale {self.scale}: the margin is in radians, from 0 to "
                 "below pi, the scale positive; 0.5 and 64 in the paper."
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout} must lie in [0, 1).")
 
     def head(self, classes: int) -> keras.layers.Layer:
         return ArcFace(classes, self.margin, self.scale, name="logits")

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tiffin.export.errors import InputError
-from tiffin.layers import EmbeddingTrainer, MarginAnnealing
+from tiffin.layers import EmbeddingTrainer, MarginAnnealing, flat_embedding
 from tiffin.recipes.engine import registry, report, verification
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, hold_out, load_images
@@ -29,6 +29,11 @@ class Embedding(ImageRecipe):
     backbone: str | None = None
     """A network of the classification collection in the place of the recipe's own, such as
     resnet18; `tiffin list` shows all."""
+    neck: Literal["pool", "flatten"] = "pool"
+    """From a --backbone's last map to the embedding: its mean over the picture, or all of it, which
+    keeps where things are: for aligned pictures such as faces."""
+    dropout: float = 0.0
+    """Rate before the embedding, where the map is flattened; 0.4 in ArcFace's paper."""
     unseen: float | None = None
     """Share of the identities that are kept for the test (open set); 0: test on other pictures of
     the same ones. Default: a quarter for a folder, none for digits and TFDS."""
@@ -48,6 +53,8 @@ class Embedding(ImageRecipe):
             raise InputError(f"--unseen {self.unseen}: it is a share, from 0 to below 1.")
         if not 1 <= self.in_a_row <= self.batch_size:
             raise InputError(f"--in-a-row {self.in_a_row}: from 1 to the batch size.")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout} must lie in [0, 1).")
         if self.backbone and registry.find(self.backbone).task != "classification":
             raise InputError(f"--backbone {self.backbone} is no classification network.")
 
@@ -74,9 +81,15 @@ class Embedding(ImageRecipe):
         config = registry.find(self.backbone).load().Config()
         if self.backbone in config.variants():
             config.model = self.backbone
-        options = {"include_top": False, "pooling": "avg", **self.built_with}
+        options = {"include_top": False, "pooling": None, **self.built_with}
+        if self.neck == "pool":
+            options["pooling"] = "avg"
         body = config.build(input_shape, 2, normalization, **options)
-        x = keras.layers.Dense(self.dimensions or 128, name="embedding")(body.output)
+        x, dimensions = body.output, self.dimensions or 128
+        if self.neck == "flatten":
+            x = flat_embedding(x, dimensions, self.dropout)
+        else:
+            x = keras.layers.Dense(dimensions, name="embedding")(x)
         return keras.Model(body.input, x, name=body.name)
 
     def published(self):

@@ -132,7 +132,7 @@ def in_order_of_torch(model):
         parts = ("bn1", "conv1_conv", "bn2", "prelu", "conv2_conv", "bn3")
         parts += ("downsample_conv_conv", "downsample_bn")
         yield from (named[f"{block}_{p}"] for p in parts if f"{block}_{p}" in named)
-    yield from (named[n] for n in ("bn2", "fc", "features"))
+    yield from (named[n] for n in ("neck_bn", "embedding", "embedding_bn"))
 
 
 def split(labels, size=8):
@@ -320,6 +320,16 @@ def test_backbone_of_the_collection_and_its_weights(tmp_path):
     config.run()
 
 
+def test_a_flat_neck_keeps_where_things_are():
+    config = am_softmax.Config(backbone="resnet20", dimensions=12, neck="flatten", dropout=0.4)
+    embedder = config.embedder((32, 32, 3), (127.5, 127.5))
+    assert embedder.output_shape == (None, 12)
+    assert embedder.get_layer("embedding").kernel.shape == (8 * 8 * 64, 12)
+    assert [layer.rate for layer in embedder.layers if isinstance(layer, keras.layers.Dropout)] == [
+        0.4
+    ]
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
@@ -331,6 +341,7 @@ def test_backbone_of_the_collection_and_its_weights(tmp_path):
         (center_loss.Config(backbone="resnet51"), "did you mean"),
         (am_softmax.Config(scale=0), "--scale 0"),
         (arcface.Config(margin=28.6), "radians"),
+        (arcface.Config(dropout=1.0), "--dropout 1.0"),
         (l_softmax.Config(annealing=(1, 1, 1, 5)), "--annealing 1 1 1 5"),
         (contrastive.Config(margin=3), "--margin 3"),
         (contrastive.Config(in_a_row=0), "--in-a-row 0"),
