@@ -1,6 +1,35 @@
 """Custom Keras layers, written with `keras.ops`: they run on TensorFlow, JAX and torch."""
 
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
+from tiffin.layers.anchors import (
+    anchor_shapes,
+    grid_anchors,
+    kmeans_anchors,
+    ssd_boxes,
+    ssd_scales,
+)
+from tiffin.layers.box_losses import (
+    L2Normalization,
+    binary_cross_entropy,
+    focal_loss,
+    smooth_l1,
+    sparse_cross_entropy,
+)
+from tiffin.layers.boxes import (
+    box_area,
+    clip_boxes,
+    decode_boxes,
+    decode_cells,
+    decode_roots,
+    encode_boxes,
+    encode_cells,
+    encode_roots,
+    intersection,
+    iou,
+    take_rows,
+    to_centers,
+    to_corners,
+)
 from tiffin.layers.center_loss import CenterLoss
 from tiffin.layers.convolution import GroupedConv2D
 from tiffin.layers.dense_block import dense_block, dense_layer, transition
@@ -28,6 +57,12 @@ from tiffin.layers.margin import (
     MarginAnnealing,
     MarginSoftmax,
 )
+from tiffin.layers.matching import (
+    balanced_sample,
+    hardest,
+    match,
+    take_objects,
+)
 from tiffin.layers.network import (
     Top,
     classification_head,
@@ -44,6 +79,11 @@ from tiffin.layers.normalization import (
 )
 from tiffin.layers.pair_losses import ContrastiveLoss, TripletLoss, pairwise_distances
 from tiffin.layers.pooling import overlapping_max_pooling
+from tiffin.layers.regions import (
+    RoIAlign,
+    RoIPool,
+    SpatialPyramidPooling,
+)
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
     basic_block,
@@ -64,6 +104,11 @@ from tiffin.layers.shuffle import (
 )
 from tiffin.layers.sphere import sphere_stage
 from tiffin.layers.squeeze_excitation import squeeze_excitation
+from tiffin.layers.suppression import (
+    NonMaxSuppression,
+    soft_nms,
+    suppress,
+)
 
 __all__ = [
     "INCEPTION_STEM",
@@ -80,33 +125,52 @@ __all__ = [
     "GroupedConv2D",
     "ImageNormalization",
     "KLDivergence",
+    "L2Normalization",
     "LSoftmax",
     "LocalResponseNormalization",
     "MarginAnnealing",
     "MarginSoftmax",
     "Maxout",
     "MaxoutConv2D",
+    "NonMaxSuppression",
     "PReLU",
+    "RoIAlign",
+    "RoIPool",
     "ScaledResidual",
     "ShuffledConcatenate",
+    "SpatialPyramidPooling",
     "Top",
     "TripletLoss",
     "ZeroPaddedShortcut",
+    "anchor_shapes",
+    "balanced_sample",
     "basic_block",
+    "binary_cross_entropy",
     "bottleneck_block",
+    "box_area",
     "check_inception",
     "classification_head",
     "classifier",
+    "clip_boxes",
     "conv_bn",
     "conv_relu",
     "cross_entropy",
+    "decode_boxes",
+    "decode_cells",
+    "decode_roots",
     "dense_block",
     "dense_layer",
     "depthwise_conv",
+    "encode_boxes",
+    "encode_cells",
+    "encode_roots",
     "entropy",
     "factorized_inception",
     "fire",
     "flat_embedding",
+    "focal_loss",
+    "grid_anchors",
+    "hardest",
     "hidden_layers",
     "image_input",
     "inception_auxiliary_head",
@@ -114,10 +178,14 @@ __all__ = [
     "inception_module",
     "inception_stem",
     "inception_stem_strides",
+    "intersection",
     "inverted_residual",
+    "iou",
     "kl_divergence",
+    "kmeans_anchors",
     "largest_stem_stride",
     "make_divisible",
+    "match",
     "overlapping_max_pooling",
     "padded_conv",
     "padded_max_pooling",
@@ -126,7 +194,17 @@ __all__ = [
     "separable_block",
     "shuffle_unit",
     "shuffle_unit_v2",
+    "smooth_l1",
+    "soft_nms",
+    "sparse_cross_entropy",
     "sphere_stage",
     "squeeze_excitation",
+    "ssd_boxes",
+    "ssd_scales",
+    "suppress",
+    "take_objects",
+    "take_rows",
+    "to_centers",
+    "to_corners",
     "transition",
 ]

@@ -1,0 +1,117 @@
+"""Which anchor answers for which object, and which examples a loss counts."""
+
+from keras import ops
+
+from tiffin.layers.boxes import take_rows
+
+
+def match(overlap, positive: float, negative: float, bipartite: bool = True, valid=None):
+    """Assign to each anchor an object, the background, or neither.
+
+    An anchor that overlaps an object by `positive` or more is that object's; one that overlaps
+    none by `negative` is background; one between is left out of the loss. With `bipartite` each
+    object takes the anchor that overlaps it most whatever the threshold, the best pair first
+    (SSD, Liu et al. 2016, section 2.2; Ren et al. 2015, section 3.1.2, rule i).
+
+    Args:
+        overlap: float `[batch, anchors, objects]`, IoU.
+        positive, negative: thresholds, the first the larger.
+        bipartite: whether each object gets an anchor in any case.
+        valid: bool `[batch, objects]`, False for padding; None: all are objects.
+
+    Returns:
+        Int32 `[batch, anchors]`: the object's index, -1 for background, -2 for neither. An object
+        that overlaps no anchor at all gets none.
+
+    Raises:
+        ValueError: `negative` above `positive`.
+    """
+    if negative > positive:
+        raise ValueError(f"negative={negative} is above positive={positive}.")
+    overlap = ops.stop_gradient(ops.cast(overlap, "float32"))
+    if valid is not None:
+        overlap = ops.where(valid[:, None, :], overlap, -1.0)
+    count = overlap.shape[-1]
+    if count == 0:
+        return ops.zeros_like(ops.max(overlap, axis=-1, initial=0), dtype="int32") - 1
+    best = ops.max(overlap, axis=-1)
+    chosen = ops.cast(ops.argmax(overlap, axis=-1), "int32")
+    result = ops.where(best >= positive, chosen, ops.where(best < negative, -1, -2))
+    if not bipartite:
+        return result
+    anchors = overlap.shape[1]
+    numbers = ops.arange(count, dtype="int32")
+
+    # One object a round, the best pair of all that are left: as many rounds as objects.
+    def give(_, state):
+        left, result = state
+        batch = ops.shape(left)[0]
+        flat = ops.reshape(left, (batch, anchors * count))
+        place = ops.cast(ops.argmax(flat, axis=-1), "int32")
+        found = ops.max(flat, axis=-1) > 0
+        anchor, thing = place // count, place % count
+        mine = (ops.arange(anchors, dtype="int32")[None] == anchor[:, None]) & found[:, None]
+        result = ops.where(mine, thing[:, None], result)
+        taken = mine[:, :, None] | ((numbers[None] == thing[:, None]) & found[:, None])[:, None]
+        return ops.where(taken, -1.0, left), result
+
+    return ops.fori_loop(0, count, give, (overlap, result))[1]
+
+
+def take_objects(values, matched, background=0):
+    """Return each anchor's object's value.
+
+    Args:
+        values: `[batch, objects]` or `[batch, objects, n]`, such as classes or boxes.
+        matched: int `[batch, anchors]` from `match`.
+        background: what anchors without an object get.
+
+    Returns:
+        `[batch, anchors]` or `[batch, anchors, n]`.
+    """
+    taken = take_rows(values, ops.maximum(matched, 0))
+    mine = ops.reshape(matched >= 0, (*ops.shape(matched), *[1] * (len(values.shape) - 2)))
+    return ops.where(mine, taken, ops.cast(background, taken.dtype))
+
+
+def hardest(losses, candidates, count):
+    """Choose the candidates of the largest losses, so many an example: hard negative mining.
+
+    Liu et al. 2016, section 2.2, with `count` 3 times the positives.
+
+    Args:
+        losses: float `[batch, n]`.
+        candidates: bool `[batch, n]`.
+        count: int `[batch]`, how many to choose; all where there are fewer.
+
+    Returns:
+        Bool `[batch, n]`.
+    """
+    losses = ops.stop_gradient(ops.where(candidates, ops.cast(losses, "float32"), -float("inf")))
+    order = ops.argsort(-losses, axis=-1)
+    rank = ops.argsort(order, axis=-1)
+    return candidates & (ops.cast(rank, "int32") < ops.cast(count, "int32")[:, None])
+
+
+def balanced_sample(positive, negative, size: int, share: float, noise):
+    """Choose at random so many examples, a share of them positive, the rest negative.
+
+    Fast R-CNN (Girshick 2015, section 2.3) takes 128 with a quarter of positives of two pictures;
+    Faster R-CNN's RPN 256 a picture, half and half.
+
+    Args:
+        positive, negative: bool `[batch, n]`.
+        size: examples to choose in each row.
+        share: of positives, at most; negatives fill up what positives leave.
+        noise: float `[batch, n]`, uniform in [0, 1): `keras.random.uniform`.
+
+    Returns:
+        Bool `[batch, n]`.
+    """
+    positives = hardest(noise, positive, _full(positive, round(size * share)))
+    taken = ops.sum(ops.cast(positives, "int32"), axis=-1)
+    return positives | hardest(noise, negative, size - taken)
+
+
+def _full(like, value: int):
+    return ops.zeros_like(like[:, 0], dtype="int32") + value

@@ -1,0 +1,232 @@
+"""From a feature map and regions of any size to features of one size."""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from tiffin.layers.boxes import take_rows
+
+
+class _Regions(keras.layers.Layer):
+    """What the poolings share: a grid of bins for each region.
+
+    Args:
+        size: rows and columns of bins, or their number for both.
+        scale: cells of the feature map in one unit of the regions: 1/16 for regions in pixels and
+            a map of stride 16.
+        **kwargs: `name`, `dtype`.
+    """
+
+    def __init__(self, size: int | Sequence[int], scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        if min(self.size) < 1 or not scale > 0:
+            raise ValueError(f"size={size} must be 1 or more, scale={scale} positive.")
+        self.scale = scale
+
+    def compute_output_shape(self, features_shape, regions_shape):
+        return (*regions_shape[:2], *self.size, features_shape[-1])
+
+    def get_config(self):
+        return super().get_config() | {"size": list(self.size), "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class RoIPool(_Regions):
+    """The largest feature in each bin of a region.
+
+    Girshick 2015 (Fast R-CNN, arXiv 1504.08083), section 2.1, with the rounding of the authors'
+    code: corners to whole cells, both included, and bins from floor to ceil, so that they overlap.
+
+    The maximum over any bin is that of four windows whose sides are powers of two; those windows'
+    maxima are made once for the whole map.
+
+    Args:
+        size: rows and columns of bins, or their number for both.
+        scale: cells of the feature map in one unit of the regions.
+        **kwargs: `name`, `dtype`.
+
+    Call arguments:
+        features: float `[batch, height, width, channels]`.
+        regions: float `[batch, n, 4]`, corners.
+
+    Returns:
+        `[batch, n, rows, columns, channels]`; 0 where a bin holds no cell.
+    """
+
+    def call(self, features, regions):
+        height, width, channels = features.shape[1:]
+        regions = ops.cast(regions, "float32") * self.scale
+        regions = ops.sign(regions) * ops.floor(ops.abs(regions) + 0.5)
+        y = _Bins(regions[..., 0], regions[..., 2], self.size[0], height)
+        x = _Bins(regions[..., 1], regions[..., 3], self.size[1], width)
+        tables, rows = [], features
+        for i in range(y.levels):
+            columns = rows
+            for j in range(x.levels):
+                tables.append(columns)
+                columns = _doubled(columns, 2**j, 2)
+            rows = _doubled(rows, 2**i, 1)
+        table = ops.reshape(ops.stack(tables, axis=1), (-1, len(tables) * height * width, channels))
+
+        def at(row, column):
+            level = y.level[:, :, :, None] * x.levels + x.level[:, :, None, :]
+            place = (level * height + row[:, :, :, None]) * width + column[:, :, None, :]
+            return take_rows(table, place)
+
+        most = ops.maximum(
+            ops.maximum(at(y.first, x.first), at(y.first, x.last)),
+            ops.maximum(at(y.last, x.first), at(y.last, x.last)),
+        )
+        filled = y.filled[:, :, :, None] & x.filled[:, :, None, :]
+        return ops.where(filled[..., None], most, ops.zeros_like(most))
+
+
+class _Bins:
+    """Bins along one axis: where the two windows of a power of two begin that cover each.
+
+    Attributes:
+        levels: how many powers of two there are.
+        level: int `[batch, n, bins]`, the power of each bin.
+        first, last: int `[batch, n, bins]`, where its windows begin.
+        filled: bool `[batch, n, bins]`, whether it holds a cell at all.
+    """
+
+    def __init__(self, start, end, bins: int, cells: int):
+        step = ops.maximum(end - start + 1, 1)[..., None] / bins
+        number = np.arange(bins, dtype="float32")
+        low = start[..., None] + ops.floor(number * step)
+        high = start[..., None] + ops.ceil((number + 1) * step)
+        low, high = (ops.cast(ops.clip(v, 0, cells), "int32") for v in (low, high))
+        self.filled = high > low
+        length = ops.maximum(high - low, 1)
+        powers = np.floor(np.log2(np.arange(1, cells + 1))).astype("int32")
+        self.levels = int(powers[-1]) + 1
+        self.level = ops.take(ops.convert_to_tensor(powers), length - 1)
+        window = ops.take(ops.convert_to_tensor(2**powers), length - 1)
+        self.first = ops.minimum(low, cells - 1)
+        self.last = ops.clip(high - window, 0, cells - 1)
+
+
+def _doubled(table, shift: int, axis: int):
+    """Return the maxima of windows twice as long from those of the length `shift`.
+
+    Windows that would reach beyond the border are asked for by nobody, and hold anything.
+    """
+    length = table.shape[axis]
+    if shift >= length:
+        return table
+    before = [slice(None)] * axis
+    moved = (table[(*before, slice(shift, None))], table[(*before, slice(length - shift, None))])
+    return ops.maximum(table, ops.concatenate(moved, axis=axis))
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class RoIAlign(_Regions):
+    """The mean of bilinear samples in each bin of a region, nothing rounded.
+
+    He et al. 2017 (Mask R-CNN, arXiv 1703.06870), section 3; as torchvision's `roi_align`. Along
+    each axis the samples of a bin are one row of weights, so that two matrix products do it.
+
+    Args:
+        size: rows and columns of bins, or their number for both.
+        scale: cells of the feature map in one unit of the regions.
+        samples: along each side of a bin, 1 or more; 2 in the paper's experiments.
+        aligned: shift by half a cell, so that the middle of a cell is at .5 (Detectron2), and let
+            regions be smaller than a cell.
+        **kwargs: `name`, `dtype`.
+
+    Call arguments:
+        features: float `[batch, height, width, channels]`.
+        regions: float `[batch, n, 4]`, corners.
+
+    Returns:
+        `[batch, n, rows, columns, channels]`; a sample more than a cell outside the map counts 0.
+    """
+
+    def __init__(self, size, scale: float = 1.0, samples: int = 2, aligned: bool = False, **kwargs):
+        super().__init__(size, scale, **kwargs)
+        if samples < 1:
+            raise ValueError(f"samples={samples} must be 1 or more.")
+        self.samples, self.aligned = samples, aligned
+
+    def call(self, features, regions):
+        height, width, channels = features.shape[1:]
+        regions = ops.cast(regions, "float32") * self.scale - (0.5 if self.aligned else 0.0)
+        rows = self._weights(regions[..., 0], regions[..., 2], self.size[0], height)
+        columns = self._weights(regions[..., 1], regions[..., 3], self.size[1], width)
+        rows, columns = (ops.cast(w, features.dtype) for w in (rows, columns))
+        n, down = regions.shape[1], self.size[0]
+        # [batch, n * down, height] x [batch, height, width * channels]
+        x = ops.matmul(
+            ops.reshape(rows, (-1, n * down, height)),
+            ops.reshape(features, (-1, height, width * channels)),
+        )
+        x = ops.reshape(x, (-1, n, down, width, channels))
+        return ops.matmul(columns[:, :, None], x)
+
+    def _weights(self, start, end, bins: int, cells: int):
+        """Return `[batch, n, bins, cells]`: what each cell weighs in each bin."""
+        length = end - start if self.aligned else ops.maximum(end - start, 1.0)
+        offset = (np.arange(bins * self.samples, dtype="float32") + 0.5) / (bins * self.samples)
+        at = start[..., None] + length[..., None] * offset
+        inside = ops.cast((at >= -1.0) & (at <= cells), "float32")
+        at = ops.clip(at, 0.0, cells - 1.0)[..., None]
+        weights = ops.maximum(1.0 - ops.abs(at - np.arange(cells, dtype="float32")), 0.0)
+        weights = weights * inside[..., None]
+        shape = (-1, start.shape[1], bins, self.samples, cells)
+        return ops.mean(ops.reshape(weights, shape), axis=3)
+
+    def get_config(self):
+        return super().get_config() | {"samples": self.samples, "aligned": self.aligned}
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class SpatialPyramidPooling(keras.layers.Layer):
+    """Max pooling of each region over grids of several sizes, one after the other.
+
+    He et al. 2014 (SPP-net, arXiv 1406.4729), section 2.2: bins from floor to ceil. Without
+    regions the whole map is one.
+
+    Args:
+        levels: bins along a side of each grid; (6, 3, 2, 1) in the paper's detector.
+        scale: cells of the feature map in one unit of the regions.
+        **kwargs: `name`, `dtype`.
+
+    Call arguments:
+        features: float `[batch, height, width, channels]`.
+        regions: float `[batch, n, 4]`, corners; or None.
+
+    Returns:
+        `[batch, n, bins * channels]`, level by level; `[batch, bins * channels]` without regions.
+    """
+
+    def __init__(self, levels: Sequence[int] = (6, 3, 2, 1), scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.levels, self.scale = tuple(levels), scale
+        self._pools = [RoIPool(n, scale, dtype=self.dtype_policy) for n in self.levels]
+
+    def call(self, features, regions=None):
+        height, width, channels = features.shape[1:]
+        whole = regions is None
+        if whole:
+            last = np.array([[0, 0, height - 1, width - 1]], "float32") / self.scale
+            regions = ops.zeros_like(features[:, :1, 0, :1]) + last
+            regions = regions[:, None]
+        count = regions.shape[1]
+        parts = [
+            ops.reshape(pool(features, regions), (-1, count, math.prod(pool.size) * channels))
+            for pool in self._pools
+        ]
+        result = ops.concatenate(parts, axis=-1)
+        return result[:, 0] if whole else result
+
+    def compute_output_shape(self, features_shape, regions_shape=None):
+        width = sum(n * n for n in self.levels) * features_shape[-1]
+        return (features_shape[0], *(regions_shape[1:2] if regions_shape else ()), width)
+
+    def get_config(self):
+        return super().get_config() | {"levels": list(self.levels), "scale": self.scale}

@@ -1,0 +1,173 @@
+"""Non-maximum suppression: of boxes that overlap, the surest."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tiffin.layers.boxes import iou, take_rows
+
+
+def suppress(boxes, threshold: float, groups=None):
+    """Say which boxes greedy non-maximum suppression keeps.
+
+    A box goes when it overlaps a kept one before it by more than the threshold. Instead of one box
+    after the other all are decided at once and again, until nothing changes; the first n decisions
+    are right after n rounds, and a chain of boxes that oust each other is seldom longer than five.
+
+    Args:
+        boxes: float `[batch, n, 4]`, the surest first.
+        threshold: IoU, in [0, 1].
+        groups: int `[batch, n]`, such as classes; boxes of different ones do not compete. None: all
+            do.
+
+    Returns:
+        Bool `[batch, n]`.
+    """
+    count = boxes.shape[1]
+    earlier = ops.convert_to_tensor(np.tri(count, k=-1, dtype=bool))
+    ousts = (iou(boxes, boxes) > threshold) & earlier[None]
+    if groups is not None:
+        ousts = ousts & (groups[:, :, None] == groups[:, None, :])
+    ousts = ops.cast(ousts, "float32")
+    kept = ops.ones_like(boxes[..., 0], dtype="float32")
+
+    def decide(kept, _):
+        ousted = ops.squeeze(ops.matmul(ousts, kept[..., None]), -1)
+        return ops.cast(ousted < 0.5, "float32"), kept
+
+    kept, _ = ops.while_loop(
+        lambda kept, before: ops.any(kept != before),
+        decide,
+        (kept, ops.zeros_like(kept)),
+        maximum_iterations=count + 1,
+    )
+    return kept > 0.5
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class NonMaxSuppression(keras.layers.Layer):
+    """From all boxes and their scores to a fixed number of detections, class by class.
+
+    Only the `candidates` pairs of box and class with the highest scores compete, as in every
+    detector; boxes of different classes never do.
+
+    Args:
+        size: detections to return.
+        iou_threshold: a box goes that overlaps a surer one of its class by more.
+        score_threshold: a score has to be above this.
+        candidates: pairs of box and class that enter.
+        **kwargs: `name`.
+
+    Call arguments:
+        boxes: float `[batch, n, 4]`, corners.
+        scores: float `[batch, n, classes]`, without a background.
+
+    Returns:
+        A dictionary: `boxes`, float32 `[batch, size, 4]`; `scores`, float32 `[batch, size]`, the
+        highest first; `classes`, int32 `[batch, size]`; `count`, int32 `[batch]`. Beyond `count`
+        boxes, scores and classes are 0.
+
+    Raises:
+        ValueError: a size or a threshold out of range.
+    """
+
+    # The exporter leaves such layers in float32 whatever the rest of the file is in.
+    keeps_float = True
+
+    def __init__(
+        self,
+        size: int = 100,
+        iou_threshold: float = 0.45,
+        score_threshold: float = 0.01,
+        candidates: int = 400,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if not 1 <= size <= candidates:
+            raise ValueError(f"size={size} must lie between 1 and candidates={candidates}.")
+        if not 0 <= iou_threshold <= 1 or not 0 <= score_threshold < 1:
+            raise ValueError(
+                f"iou_threshold={iou_threshold} and score_threshold={score_threshold} are shares, "
+                "from 0 to 1."
+            )
+        self.size, self.candidates = size, candidates
+        self.iou_threshold, self.score_threshold = iou_threshold, score_threshold
+
+    def call(self, boxes, scores):
+        boxes, scores = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
+        n, classes = scores.shape[1:]
+        flat = ops.reshape(scores, (-1, n * classes))
+        best, place = ops.top_k(flat, min(self.candidates, n * classes))
+        place = ops.cast(place, "int32")
+        kinds = place % classes
+        chosen = take_rows(boxes, place // classes)
+        alive = best > self.score_threshold
+        # What does not count must not oust anybody; it does not, as it comes last.
+        kept = suppress(chosen, self.iou_threshold, kinds) & alive
+        size = min(self.size, best.shape[1])
+        # Of top_k's equals the first comes first, so that the order by score stays.
+        values, order = ops.top_k(ops.where(kept, best, -1.0), size)
+        order = ops.cast(order, "int32")
+        real = values > 0
+        found = {
+            "boxes": ops.where(real[..., None], take_rows(chosen, order), 0.0),
+            "scores": ops.where(real, values, 0.0),
+            "classes": ops.where(real, take_rows(kinds, order), 0),
+        }
+        if missing := self.size - size:
+            found = {
+                key: ops.pad(value, [(0, 0), (0, missing)] + [(0, 0)] * (len(value.shape) - 2))
+                for key, value in found.items()
+            }
+        return found | {"count": ops.sum(ops.cast(real, "int32"), axis=1)}
+
+    def get_config(self):
+        return super().get_config() | {
+            "size": self.size,
+            "iou_threshold": self.iou_threshold,
+            "score_threshold": self.score_threshold,
+            "candidates": self.candidates,
+        }
+
+
+def soft_nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    sigma: float | None = 0.5,
+    threshold: float = 0.3,
+    least: float = 0.001,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower the scores of overlapping boxes instead of dropping them: for evaluation.
+
+    Bodla et al. 2017 (arXiv 1704.04503), equation 3 (Gaussian) or, without sigma, the linear rule.
+
+    Args:
+        boxes: `[n, 4]`, of one class.
+        scores: `[n]`.
+        sigma: `s_i *= exp(-iou^2 / sigma)`; None: `s_i *= 1 - iou` where the IoU is `threshold` or
+            more.
+        threshold: of the linear rule.
+        least: boxes whose score falls below are dropped.
+
+    Returns:
+        (indices of the kept boxes, their new scores), the highest first.
+    """
+    scores = np.array(scores, np.float64)
+    overlap = ops.convert_to_numpy(
+        iou(np.asarray(boxes, np.float64), np.asarray(boxes, np.float64))
+    )
+    left = np.ones(len(scores), bool)
+    kept = []
+    while left.any():
+        first = int(np.where(left, scores, -np.inf).argmax())
+        if scores[first] < least:
+            break
+        kept.append(first)
+        left[first] = False
+        decay = (
+            np.exp(-(overlap[first] ** 2) / sigma)
+            if sigma is not None
+            else np.where(overlap[first] >= threshold, 1 - overlap[first], 1.0)
+        )
+        scores[left] *= decay[left]
+    return np.array(kept, int), scores[kept]
