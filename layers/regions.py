@@ -215,7 +215,6 @@ class SpatialPyramidPooling(keras.layers.Layer):
         if whole:
             last = np.array([[0, 0, height - 1, width - 1]], "float32") / self.scale
             regions = ops.zeros_like(features[:, :1, 0, :1]) + last
-            regions = regions[:, None]
         count = regions.shape[1]
         parts = [
             ops.reshape(pool(features, regions), (-1, count, math.prod(pool.size) * channels))

@@ -82,8 +82,6 @@ class Config(MarginRecipe):
     """
 
     model: str = "am_softmax20"
-    alpha: float = 1.0
-    """Width multiplier of the recipe's own network; 1 in the paper."""
     margin: float = 0.35
     """m, subtracted from the true class's cosine."""
     scale: float = 30.0

@@ -116,8 +116,6 @@ class Config(MarginRecipe):
     """
 
     model: str = "arcface_r18"
-    alpha: float = 1.0
-    """Width multiplier of the recipe's own network; 1 in the paper."""
     margin: float = 0.5
     """m in radians, added to the true class's angle."""
     scale: float = 64.0

@@ -27,13 +27,15 @@ class Embedding(ImageRecipe):
     dimensions: int | None = 128
     """Length of an embedding."""
     backbone: str | None = None
-    """A network of the classification collection in the place of the recipe's own, such as
-    resnet18; `tiffin list` shows all."""
+    """A network in the place of the recipe's own: another embedder's, such as arcface_r18, or one
+    of the classification collection, such as resnet18; `tiffin list` shows all."""
+    alpha: float | None = None
+    """Width multiplier, of networks that have one; default: the network's own, mostly 1."""
     neck: Literal["pool", "flatten"] = "pool"
-    """From a --backbone's last map to the embedding: its mean over the picture, or all of it, which
-    keeps where things are: for aligned pictures such as faces."""
+    """From a classification network's last map to the embedding: its mean over the picture, or all
+    of it, which keeps where things are: for aligned pictures such as faces."""
     dropout: float = 0.0
-    """Rate before the embedding, where the map is flattened; 0.4 in ArcFace's paper."""
+    """Rate before the embedding, of ArcFace's networks and --neck flatten; 0.4 in the paper."""
     unseen: float | None = None
     """Share of the identities that are kept for the test (open set); 0: test on other pictures of
     the same ones. Default: a quarter for a folder, none for digits and TFDS."""
@@ -55,8 +57,10 @@ class Embedding(ImageRecipe):
             raise InputError(f"--in-a-row {self.in_a_row}: from 1 to the batch size.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1).")
-        if self.backbone and registry.find(self.backbone).task != "classification":
-            raise InputError(f"--backbone {self.backbone} is no classification network.")
+        if self.backbone and registry.find(self.backbone).task not in ("classification", self.task):
+            raise InputError(f"--backbone {self.backbone} neither embeds nor classifies pictures.")
+        if self.alpha is not None and "alpha" not in registry.options_of(self._network().builder):
+            raise InputError(f"--alpha: {self.backbone or self.model} has no width multiplier.")
 
     def load_data(self) -> ImageData:
         data = load_images(
@@ -76,21 +80,32 @@ class Embedding(ImageRecipe):
 
     def embedder(self, input_shape: tuple[int, int, int], normalization: tuple) -> keras.Model:
         """Return the network from raw 0-255 RGB pixels to embeddings, not normalised."""
-        if not self.backbone:
-            return self.call_builder(input_shape, normalization)
-        config = registry.find(self.backbone).load().Config()
-        if self.backbone in config.variants():
-            config.model = self.backbone
+        network = self._network()
+        if network.task == self.task:
+            return network.call_builder(input_shape, normalization)
         options = {"include_top": False, "pooling": None, **self.built_with}
         if self.neck == "pool":
             options["pooling"] = "avg"
-        body = config.build(input_shape, 2, normalization, **options)
+        body = network.build(input_shape, 2, normalization, **options)
         x, dimensions = body.output, self.dimensions or 128
         if self.neck == "flatten":
             x = flat_embedding(x, dimensions, self.dropout)
         else:
             x = keras.layers.Dense(dimensions, name="embedding")(x)
         return keras.Model(body.input, x, name=body.name)
+
+    def _network(self) -> ImageRecipe:
+        """Return the recipe that the network is of, with this one's options for it."""
+        if not self.backbone:
+            return self
+        network = registry.find(self.backbone).load().Config()
+        if self.backbone in network.variants():
+            network.model = self.backbone
+        if network.task == self.task:
+            network.dimensions, network.dropout = self.dimensions or 128, self.dropout
+        if self.alpha is not None:
+            network.alpha = self.alpha
+        return network
 
     def published(self):
         if not self.backbone:

@@ -14,7 +14,7 @@ OTHERS = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
 @pytest.mark.parametrize("backend", sorted(OTHERS))
 def test_layers_on(backend):
     here = Path(__file__).parent
-    tests = [str(here / name) for name in ("test_layers.py", "test_losses.py")]
+    tests = [str(here / name) for name in ("test_layers.py", "test_losses.py", "test_boxes.py")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         env={**os.environ, "KERAS_BACKEND": backend},

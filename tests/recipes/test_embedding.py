@@ -320,6 +320,13 @@ def test_backbone_of_the_collection_and_its_weights(tmp_path):
     config.run()
 
 
+def test_backbone_of_another_embedder():
+    config = contrastive.Config(backbone="arcface_r18", alpha=0.125, dimensions=12)
+    model = config.network((32, 32, 3), 4, (127.5, 127.5))
+    assert model.name == "arcface_r18" and model.output_shape == (None, 12)
+    assert model.get_layer("layer4_1_conv2_conv").filters == 64
+
+
 def test_a_flat_neck_keeps_where_things_are():
     config = am_softmax.Config(backbone="resnet20", dimensions=12, neck="flatten", dropout=0.4)
     embedder = config.embedder((32, 32, 3), (127.5, 127.5))
@@ -337,7 +344,8 @@ def test_a_flat_neck_keeps_where_things_are():
         (center_loss.Config(dimensions=0), "--dimensions 0"),
         (center_loss.Config(center_weight=-1), "--center-weight -1"),
         (center_loss.Config(center_alpha=2), "--center-alpha 2"),
-        (center_loss.Config(backbone="lenets_plus_plus"), "no classification network"),
+        (center_loss.Config(alpha=0.5), "--alpha: lenets_plus_plus has no width"),
+        (center_loss.Config(backbone="resnet20", alpha=0.5), "--alpha: resnet20 has no width"),
         (center_loss.Config(backbone="resnet51"), "did you mean"),
         (am_softmax.Config(scale=0), "--scale 0"),
         (arcface.Config(margin=28.6), "radians"),
