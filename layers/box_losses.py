@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tiffin.layers.boxes import tensors
+
 
 def smooth_l1(target, predicted, beta: float = 1.0):
     """Return a loss that is quadratic near zero and linear beyond.
@@ -14,6 +16,7 @@ def smooth_l1(target, predicted, beta: float = 1.0):
         target, predicted: float, of one shape.
         beta: where it changes, positive; sigma^-2 in the authors' later code.
     """
+    target, predicted = tensors(target, predicted)
     d = ops.abs(predicted - target)
     return ops.where(d < beta, 0.5 * ops.square(d) / beta, d - 0.5 * beta)
 
@@ -29,6 +32,7 @@ def focal_loss(target, logits, alpha: float = 0.25, gamma: float = 2.0):
         alpha: weight of the positive class, in [0, 1]; that of the negative one is 1 - alpha.
         gamma: of the focus, 0 or more; 0: cross-entropy, weighted.
     """
+    (logits,) = tensors(logits)
     target = ops.cast(target, logits.dtype)
     loss = binary_cross_entropy(target, logits)
     p = ops.sigmoid(logits)
@@ -40,6 +44,7 @@ def focal_loss(target, logits, alpha: float = 0.25, gamma: float = 2.0):
 
 def binary_cross_entropy(target, logits):
     """Return the cross-entropy of probabilities `target` and `sigmoid(logits)`, of their shape."""
+    target, logits = tensors(target, logits)
     return ops.maximum(logits, 0) - logits * target + ops.log1p(ops.exp(-ops.abs(logits)))
 
 
@@ -53,6 +58,7 @@ def sparse_cross_entropy(target, logits):
     Returns:
         `[...]`.
     """
+    target, logits = tensors(target, logits)
     chosen = ops.one_hot(target, logits.shape[-1], dtype=logits.dtype)
     return ops.logsumexp(logits, axis=-1) - ops.sum(chosen * logits, axis=-1)
 

@@ -8,6 +8,11 @@ from keras import ops
 LARGEST_LOG_SCALE = math.log(1000 / 16)
 
 
+def tensors(*arrays):
+    """Return arrays as tensors: not every backend's operators take both at once."""
+    return tuple(ops.convert_to_tensor(a) for a in arrays)
+
+
 def take_rows(values, index):
     """Return rows of each example's own table.
 
@@ -33,7 +38,7 @@ def box_area(boxes):
     Returns:
         Float `[...]`.
     """
-    y1, x1, y2, x2 = ops.unstack(boxes, 4, axis=-1)
+    y1, x1, y2, x2 = ops.unstack(ops.convert_to_tensor(boxes), 4, axis=-1)
     return ops.maximum(y2 - y1, 0) * ops.maximum(x2 - x1, 0)
 
 
@@ -47,6 +52,7 @@ def intersection(boxes, others):
     Returns:
         Float `[..., n, m]`.
     """
+    boxes, others = tensors(boxes, others)
     a, b = boxes[..., :, None, :], others[..., None, :, :]
     sides = ops.minimum(a[..., 2:], b[..., 2:]) - ops.maximum(a[..., :2], b[..., :2])
     sides = ops.maximum(sides, 0)
@@ -76,7 +82,7 @@ def clip_boxes(boxes, height: float, width: float):
         boxes: float `[..., 4]`.
         height, width: of the picture, in the unit of the boxes.
     """
-    y1, x1, y2, x2 = ops.unstack(boxes, 4, axis=-1)
+    y1, x1, y2, x2 = ops.unstack(ops.convert_to_tensor(boxes), 4, axis=-1)
     y1, y2 = ops.clip(y1, 0, height), ops.clip(y2, 0, height)
     return ops.stack([y1, ops.clip(x1, 0, width), y2, ops.clip(x2, 0, width)], axis=-1)
 
@@ -109,7 +115,7 @@ def encode_boxes(boxes, anchors, variances=(1.0, 1.0)):
         Float `[..., 4]`: `[t_y, t_x, t_h, t_w]`. A box without a side is given one of 1e-6 of its
         anchor's, so that its logarithm is finite.
     """
-    boxes, anchors = to_centers(boxes), to_centers(anchors)
+    boxes, anchors = map(to_centers, tensors(boxes, anchors))
     sides = anchors[..., 2:]
     shift = (boxes[..., :2] - anchors[..., :2]) / sides
     scale = ops.log(ops.maximum(boxes[..., 2:] / sides, 1e-6))
@@ -127,6 +133,7 @@ def decode_boxes(deltas, anchors, variances=(1.0, 1.0)):
     Returns:
         Float `[..., 4]`, corners; none is more than 62.5 times as large as its anchor.
     """
+    deltas, anchors = tensors(deltas, anchors)
     anchors = to_centers(anchors)
     sides = anchors[..., 2:]
     center = anchors[..., :2] + deltas[..., :2] * variances[0] * sides
@@ -149,6 +156,7 @@ def encode_cells(boxes, cells, anchors):
         Float `[..., 4]`: the place in the cell in [0, 1], y first, which a sigmoid has to reach,
         and `[t_h, t_w]`.
     """
+    boxes, cells, anchors = tensors(boxes, cells, anchors)
     boxes = to_centers(boxes)
     scale = ops.log(ops.maximum(boxes[..., 2:] / anchors, 1e-6))
     return ops.concatenate([boxes[..., :2] - cells, scale], axis=-1)
@@ -165,6 +173,7 @@ def decode_cells(outputs, cells, anchors):
     Returns:
         Float `[..., 4]`, corners, in cells.
     """
+    outputs, cells, anchors = tensors(outputs, cells, anchors)
     center = ops.sigmoid(outputs[..., :2]) + cells
     sides = anchors * ops.exp(ops.minimum(outputs[..., 2:], LARGEST_LOG_SCALE))
     return to_corners(ops.concatenate([center, sides], axis=-1))
@@ -184,6 +193,7 @@ def encode_roots(boxes, cells, grid: int):
     Returns:
         Float `[..., 4]`: `[y, x, sqrt(h), sqrt(w)]`.
     """
+    boxes, cells = tensors(boxes, cells)
     boxes = to_centers(boxes)
     sides = ops.sqrt(ops.maximum(boxes[..., 2:], 0))
     return ops.concatenate([boxes[..., :2] * grid - cells, sides], axis=-1)
@@ -197,5 +207,6 @@ def decode_roots(outputs, cells, grid: int):
         cells: float `[..., 2]`, the row and the column of the cell.
         grid: cells along a side.
     """
+    outputs, cells = tensors(outputs, cells)
     center = (outputs[..., :2] + cells) / grid
     return to_corners(ops.concatenate([center, ops.square(outputs[..., 2:])], axis=-1))

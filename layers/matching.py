@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from tiffin.layers.boxes import take_rows
+from tiffin.layers.boxes import take_rows, tensors
 
 
 def match(overlap, positive: float, negative: float, bipartite: bool = True, valid=None):
@@ -30,10 +30,11 @@ def match(overlap, positive: float, negative: float, bipartite: bool = True, val
         raise ValueError(f"negative={negative} is above positive={positive}.")
     overlap = ops.stop_gradient(ops.cast(overlap, "float32"))
     if valid is not None:
+        valid = ops.convert_to_tensor(valid)
         overlap = ops.where(valid[:, None, :], overlap, -1.0)
     count = overlap.shape[-1]
     if count == 0:
-        return ops.zeros_like(ops.max(overlap, axis=-1, initial=0), dtype="int32") - 1
+        return ops.zeros(ops.shape(overlap)[:2], "int32") - 1
     best = ops.max(overlap, axis=-1)
     chosen = ops.cast(ops.argmax(overlap, axis=-1), "int32")
     result = ops.where(best >= positive, chosen, ops.where(best < negative, -1, -2))
@@ -69,6 +70,7 @@ def take_objects(values, matched, background=0):
     Returns:
         `[batch, anchors]` or `[batch, anchors, n]`.
     """
+    values, matched = tensors(values, matched)
     taken = take_rows(values, ops.maximum(matched, 0))
     mine = ops.reshape(matched >= 0, (*ops.shape(matched), *[1] * (len(values.shape) - 2)))
     return ops.where(mine, taken, ops.cast(background, taken.dtype))
@@ -87,6 +89,7 @@ def hardest(losses, candidates, count):
     Returns:
         Bool `[batch, n]`.
     """
+    losses, candidates = tensors(losses, candidates)
     losses = ops.stop_gradient(ops.where(candidates, ops.cast(losses, "float32"), -float("inf")))
     order = ops.argsort(-losses, axis=-1)
     rank = ops.argsort(order, axis=-1)

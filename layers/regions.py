@@ -96,11 +96,12 @@ class _Bins:
     """
 
     def __init__(self, start, end, bins: int, cells: int):
-        step = ops.maximum(end - start + 1, 1)[..., None] / bins
-        number = np.arange(bins, dtype="float32")
-        low = start[..., None] + ops.floor(number * step)
-        high = start[..., None] + ops.ceil((number + 1) * step)
-        low, high = (ops.cast(ops.clip(v, 0, cells), "int32") for v in (low, high))
+        start = ops.cast(start, "int32")[..., None]
+        length = ops.maximum(ops.cast(end, "int32")[..., None] - start + 1, 1)
+        number = ops.arange(bins, dtype="int32")
+        # In whole numbers: what float32 makes of 57 / 7 * 7 depends on the machine.
+        low = ops.clip(start + number * length // bins, 0, cells)
+        high = ops.clip(start + ((number + 1) * length + bins - 1) // bins, 0, cells)
         self.filled = high > low
         length = ops.maximum(high - low, 1)
         powers = np.floor(np.log2(np.arange(1, cells + 1))).astype("int32")
@@ -171,11 +172,11 @@ class RoIAlign(_Regions):
     def _weights(self, start, end, bins: int, cells: int):
         """Return `[batch, n, bins, cells]`: what each cell weighs in each bin."""
         length = end - start if self.aligned else ops.maximum(end - start, 1.0)
-        offset = (np.arange(bins * self.samples, dtype="float32") + 0.5) / (bins * self.samples)
+        offset = (ops.arange(bins * self.samples, dtype="float32") + 0.5) / (bins * self.samples)
         at = start[..., None] + length[..., None] * offset
         inside = ops.cast((at >= -1.0) & (at <= cells), "float32")
         at = ops.clip(at, 0.0, cells - 1.0)[..., None]
-        weights = ops.maximum(1.0 - ops.abs(at - np.arange(cells, dtype="float32")), 0.0)
+        weights = ops.maximum(1.0 - ops.abs(at - ops.arange(cells, dtype="float32")), 0.0)
         weights = weights * inside[..., None]
         shape = (-1, start.shape[1], bins, self.samples, cells)
         return ops.mean(ops.reshape(weights, shape), axis=3)
@@ -213,8 +214,8 @@ class SpatialPyramidPooling(keras.layers.Layer):
         height, width, channels = features.shape[1:]
         whole = regions is None
         if whole:
-            last = np.array([[0, 0, height - 1, width - 1]], "float32") / self.scale
-            regions = ops.zeros_like(features[:, :1, 0, :1]) + last
+            last = ops.convert_to_tensor([[0.0, 0.0, height - 1.0, width - 1.0]]) / self.scale
+            regions = ops.zeros_like(features[:, :1, 0, :1], dtype="float32") + last
         count = regions.shape[1]
         parts = [
             ops.reshape(pool(features, regions), (-1, count, math.prod(pool.size) * channels))
