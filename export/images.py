@@ -1,5 +1,7 @@
 """Any image file to raw RGB pixels: the one decoder for training, calibration and prediction."""
 
+import contextlib
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +12,10 @@ from tiffin.export.errors import InputError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+)
+
+FRAME = (
+    114  # grey level around a picture that does not fill a network's input; darknet's successors
 )
 
 
@@ -30,15 +36,47 @@ def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     Raises:
         InputError: the file is missing, truncated, no image, or larger than 179 megapixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        file.load()
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image, np.float32)
+        # 16-bit files use the whole range; "I" also carries 8-bit values in some formats.
+        scale = 257.0 if pixels.max(initial=0) > 255 else 1.0
+        image = Image.fromarray((pixels / scale).clip(0, 255).round().astype(np.uint8))
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return `(height, width)` of an image file as `load_image` gives it; its pixels are not read.
+
+    Raises:
+        InputError: as from `load_image`, for what can be told without decoding.
+    """
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        # EXIF's orientations from 5 on lie on their side.
+        return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    """Open an image file; whatever goes wrong with it inside the block is an InputError."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image.load()
-        image = ImageOps.exif_transpose(image)
+            with Image.open(path) as image:
+                yield image
     except FileNotFoundError as error:
         raise InputError(f"There is no image at {path}.") from error
     except IsADirectoryError as error:
@@ -56,15 +94,64 @@ def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
         raise InputError(
             f"{path} is a damaged image ({error}): replace it, or remove it."
         ) from error
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float32)
-        # 16-bit files use the whole range; "I" also carries 8-bit values in some formats.
-        scale = 257.0 if pixels.max(initial=0) > 255 else 1.0
-        image = Image.fromarray((pixels / scale).clip(0, 255).round().astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where a picture lies in the input of a network that sees it whole, its sides in proportion.
+
+    Attributes:
+        size: `(height, width)` of the input.
+        scale: pixels of the input for one of the picture.
+        top, left: where the picture begins in the input.
+        original: `(height, width)` of the picture.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    top: int
+    left: int
+    original: tuple[int, int]
+
+    @classmethod
+    def around(cls, original: tuple[int, int], size: tuple[int, int]) -> "Frame":
+        """Return the frame of a picture of this size in the middle of an input of that."""
+        scale = min(size[0] / original[0], size[1] / original[1])
+        height, width = (max(1, round(n * scale)) for n in original)
+        return cls(size, scale, (size[0] - height) // 2, (size[1] - width) // 2, original)
+
+    def place(self, boxes: np.ndarray) -> np.ndarray:
+        """Turn boxes `[..., 4]` in pixels of the picture into pixels of the input."""
+        return np.asarray(boxes) * self.scale + np.tile([self.top, self.left], 2)
+
+    def back(self, boxes: np.ndarray) -> np.ndarray:
+        """Turn boxes `[..., 4]` in pixels of the input into pixels of the picture, inside it."""
+        found = (np.asarray(boxes) - np.tile([self.top, self.left], 2)) / self.scale
+        return found.clip(0, np.tile(self.original, 2))
+
+
+def load_framed(
+    path: str | os.PathLike, size: tuple[int, int], fill: int = FRAME
+) -> tuple[np.ndarray, Frame]:
+    """Read an image file into an input of some size, its sides in proportion, grey around it.
+
+    Args:
+        path: an image file.
+        size: `(height, width)` of the input.
+        fill: grey level of the border.
+
+    Returns:
+        (uint8 `[height, width, 3]`, where the picture lies in it).
+
+    Raises:
+        InputError: as from `load_image`.
+    """
+    from PIL import Image
+
+    image = load_image(path)
+    frame = Frame.around(image.shape[:2], size)
+    height, width = (max(1, round(n * frame.scale)) for n in frame.original)
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    result = np.full((*size, 3), fill, np.uint8)
+    result[frame.top : frame.top + height, frame.left : frame.left + width] = small
+    return result, frame

@@ -1,5 +1,9 @@
-"""Augmentation by name: each a function of a whole batch, any number of them in a row."""
+"""Augmentation by name: each a function of a whole batch, any number of them in a row.
 
+Neighbours that only move pixels about are joined, so that a picture is interpolated once.
+"""
+
+import itertools
 from collections.abc import Callable, Sequence
 
 from tiffin.export.errors import InputError, nearest
@@ -10,6 +14,8 @@ AUGMENTATIONS = {
     "horizontal_flip": (0.5, "probability"),
     "vertical_flip": (0.5, "probability"),
     "color_jitter": (0.3, "largest relative change of brightness, contrast and saturation"),
+    "translation": (0.1, "share of the side by which the picture moves, mirrored at its border"),
+    "shear": (0.1, "largest slant to either side, as a tangent"),
     "random_crop": (0.125, "share of the side by which the picture moves, black beyond its border"),
     "center_crop": (0.875, "share of the side that is kept and enlarged"),
     "scale": (0.2, "largest relative change of size"),
@@ -60,9 +66,16 @@ def augmenter(names: Sequence[str]) -> Callable | None:
     def augment(images, seed):
         import tensorflow as tf
 
-        for place, (name, strength) in enumerate(chosen):
-            key = tf.random.experimental.stateless_fold_in(seed, place)
-            images = _FUNCTIONS[name](images, key, strength)
+        keyed = [
+            (tf.random.experimental.stateless_fold_in(seed, place), name, strength)
+            for place, (name, strength) in enumerate(chosen)
+        ]
+        for moves, group in itertools.groupby(keyed, lambda item: item[1] in _MOVES):
+            if moves:
+                images = _moved(images, [_MOVES[n](images, key, s) for key, n, s in group])
+            else:
+                for key, name, strength in group:
+                    images = _FUNCTIONS[name](images, key, strength)
         return tf.clip_by_value(images, 0.0, 255.0)
 
     return augment
@@ -88,34 +101,56 @@ def _project(images, rows, fill: str):
     )
 
 
-def _linear(images, a, b, c, d):
-    """Map about the picture's centre by the matrix [[a, b], [c, d]], mirrored beyond the border."""
+def _moved(images, matrices):
+    """Map about the picture's centre by 3x3 matrices in a row, mirrored beyond the border."""
     import tensorflow as tf
 
+    matrix = matrices[0]
+    for after in matrices[1:]:
+        matrix = matrix @ after
     height, width = (tf.cast(n, tf.float32) for n in tf.unstack(tf.shape(images)[1:3]))
     x, y = (width - 1) / 2, (height - 1) / 2
-    return _project(images, (a, b, x - a * x - b * y, c, d, y - c * x - d * y), "REFLECT")
+    (a, b, to_x), (c, d, to_y) = (tf.unstack(matrix[:, i, :, None], axis=1) for i in (0, 1))
+    rows = (a, b, x + to_x - a * x - b * y, c, d, y + to_y - c * x - d * y)
+    return _project(images, rows, "REFLECT")
+
+
+def _matrix(images, a=1.0, b=0.0, to_x=0.0, c=0.0, d=1.0, to_y=0.0):
+    """Return `[batch, 3, 3]`, where a pixel comes from, of numbers or `[batch, 1]` each."""
+    import tensorflow as tf
+
+    ones = tf.ones([tf.shape(images)[0], 1])
+    entries = [a, b, to_x, c, d, to_y, 0.0, 0.0, 1.0]
+    return tf.reshape(tf.concat([ones * entry for entry in entries], axis=1), [-1, 3, 3])
 
 
 def _rotation(images, key, degrees):
     import tensorflow as tf
 
     angle = _uniform(images, key, -degrees, degrees) * (3.141592653589793 / 180)
-    return _linear(images, tf.cos(angle), -tf.sin(angle), tf.sin(angle), tf.cos(angle))
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    return _matrix(images, cos, -sin, 0.0, sin, cos)
 
 
 def _scale(images, key, share):
-    import tensorflow as tf
-
     shrink = 1 / _uniform(images, key, 1 - min(share, 0.9), 1 + share)
-    return _linear(images, shrink, tf.zeros_like(shrink), tf.zeros_like(shrink), shrink)
+    return _matrix(images, shrink, d=shrink)
 
 
 def _center_crop(images, key, share):
+    return _matrix(images, share, d=share)
+
+
+def _translation(images, key, share):
     import tensorflow as tf
 
-    shrink = tf.fill([tf.shape(images)[0], 1], share)
-    return _linear(images, shrink, tf.zeros_like(shrink), tf.zeros_like(shrink), shrink)
+    sides = tf.cast(tf.shape(images)[1:3], tf.float32)
+    down, across = tf.split(_uniform(images, key, -share, share, 2) * sides, 2, axis=1)
+    return _matrix(images, to_x=across, to_y=down)
+
+
+def _shear(images, key, slant):
+    return _matrix(images, b=_uniform(images, key, -slant, slant))
 
 
 def _random_crop(images, key, share):
@@ -155,13 +190,17 @@ def _noise(images, key, stddev):
     return images + tf.random.stateless_normal(tf.shape(images), key, stddev=stddev)
 
 
-_FUNCTIONS = {
+_MOVES = {
     "rotation": _rotation,
+    "scale": _scale,
+    "translation": _translation,
+    "shear": _shear,
+    "center_crop": _center_crop,
+}
+_FUNCTIONS = {
     "horizontal_flip": _flip(2),
     "vertical_flip": _flip(1),
     "color_jitter": _color_jitter,
     "random_crop": _random_crop,
-    "center_crop": _center_crop,
-    "scale": _scale,
     "noise": _noise,
 }

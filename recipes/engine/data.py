@@ -53,6 +53,24 @@ class Split:
         """Return what a person calls this example: its file's name, or its number."""
         return f"#{index}" if self.paths is None else Path(self.paths[index]).name
 
+    def targets(self):
+        """Return what a network is to find in each example: arrays, the examples first."""
+        return self.labels
+
+    def decode(self, path: str) -> np.ndarray:
+        """Read a file as uint8 `[height, width, 3]`."""
+        return load_image(path, self.size)
+
+    def _decode_or_skip(self, path: str) -> tuple[np.ndarray, np.bool_]:
+        """Decode one file inside a running pipeline; a bad one is named once and left out."""
+        try:
+            return self.decode(path), np.True_
+        except InputError as error:
+            if path not in _skipped:
+                _skipped.add(path)
+                print(f"\nSkipped: {error}")
+            return np.zeros((*self.size, 3), np.uint8), np.False_
+
     def arrays(self, limit: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return up to `limit` examples, drawn evenly, as (uint8 images, int32 labels)."""
         chosen = np.arange(len(self))
@@ -68,21 +86,25 @@ class Split:
         import tensorflow as tf
 
         source = tf.data.Dataset.from_tensor_slices(indices)
-        labels = tf.constant(self.labels)
+        targets = tf.nest.map_structure(tf.constant, self.targets())
+
+        def at(index):
+            return tf.nest.map_structure(lambda values: tf.gather(values, index), targets)
+
         if self.images is not None:
             images = tf.constant(self.images)
             return source.batch(batch_size, drop_remainder).map(
-                lambda i: (tf.gather(images, i), tf.gather(labels, i)), tf.data.AUTOTUNE
+                lambda i: (tf.gather(images, i), at(i)), tf.data.AUTOTUNE
             )
         paths = tf.constant(self.paths.astype(str))
 
         def decode(index):
             pixels, ok = tf.numpy_function(
-                lambda p: _decode_or_skip(os.fsdecode(p), self.size),
+                lambda p: self._decode_or_skip(os.fsdecode(p)),
                 [paths[index]],
                 (tf.uint8, tf.bool),
             )
-            return tf.ensure_shape(pixels, (*self.size, 3)), labels[index], tf.ensure_shape(ok, ())
+            return tf.ensure_shape(pixels, (*self.size, 3)), at(index), tf.ensure_shape(ok, ())
 
         examples = source.map(decode, tf.data.AUTOTUNE).filter(lambda image, label, ok: ok)
         return examples.map(lambda image, label, ok: (image, label)).batch(
@@ -172,17 +194,6 @@ def _shuffled(labels: "tf.Tensor", key: "tf.Tensor", in_a_row: int) -> "tf.Tenso
 
 
 _skipped: set[str] = set()
-
-
-def _decode_or_skip(path: str, size: tuple[int, int]) -> tuple[np.ndarray, np.bool_]:
-    """Decode one file inside a running pipeline; a bad one is named once and left out."""
-    try:
-        return load_image(path, size), np.True_
-    except InputError as error:
-        if path not in _skipped:
-            _skipped.add(path)
-            print(f"\nSkipped: {error}")
-        return np.zeros((*size, 3), np.uint8), np.False_
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ from tiffin.recipes.engine.data import ImageData, hold_out, load_images
 from tiffin.recipes.engine.image_recipe import ImageRecipe, predictions
 
 CLASSIFIER = "classifier.keras"
+_MAP = 7  # cells along a side of ArcFace's last map
 _SHOWN = 1000  # points of the embedding picture
 
 
@@ -33,7 +34,7 @@ class Embedding(ImageRecipe):
     """Width multiplier, of networks that have one; default: the network's own, mostly 1."""
     neck: Literal["pool", "flatten"] = "pool"
     """From a classification network's last map to the embedding: its mean over the picture, or all
-    of it, which keeps where things are: for aligned pictures such as faces."""
+    of it, averaged down to 7x7 cells at most, which keeps where things are: for faces."""
     dropout: float = 0.0
     """Rate before the embedding, of ArcFace's networks and --neck flatten; 0.4 in the paper."""
     unseen: float | None = None
@@ -89,6 +90,8 @@ class Embedding(ImageRecipe):
         body = network.build(input_shape, 2, normalization, **options)
         x, dimensions = body.output, self.dimensions or 128
         if self.neck == "flatten":
+            shrink = math.ceil(max(x.shape[1:3]) / _MAP)
+            x = keras.layers.AveragePooling2D(shrink)(x) if shrink > 1 else x
             x = flat_embedding(x, dimensions, self.dropout)
         else:
             x = keras.layers.Dense(dimensions, name="embedding")(x)

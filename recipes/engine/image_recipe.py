@@ -26,8 +26,9 @@ class ImageRecipe(Recipe):
     """A network from raw 0-255 RGB images, each with a label."""
 
     augment: tuple[str, ...] = ()
-    """In order, each with an optional strength, such as rotation:10 noise: rotation,
-    horizontal_flip, vertical_flip, color_jitter, random_crop, center_crop, scale, noise."""
+    """In order, each with an optional strength, such as rotation:10 noise: rotation, scale,
+    translation, shear, horizontal_flip, vertical_flip, color_jitter, random_crop, center_crop,
+    noise."""
     image_size: int | None = None
     """Height and width in pixels; default: the data's own, or 224 for folders."""
 

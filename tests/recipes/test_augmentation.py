@@ -41,7 +41,8 @@ def test_flips_equal_numpy(images):
 def test_rotation_equals_scipy(images, degrees):
     angle = np.full((len(images), 1), np.deg2rad(degrees), np.float32)
     cos, sin = np.cos(angle), np.sin(angle)
-    ours = augmentation._linear(images, cos, -sin, sin, cos).numpy()
+    matrix = augmentation._matrix(images, cos, -sin, 0.0, sin, cos)
+    ours = augmentation._moved(images, [matrix]).numpy()
     # In (y, x) order the matrix that samples the input is the transpose.
     matrix = np.array([[cos[0, 0], sin[0, 0]], [-sin[0, 0], cos[0, 0]]])
     center = (np.array(images.shape[1:3]) - 1) / 2
@@ -70,6 +71,27 @@ def test_random_crop_moves_by_whole_pixels_and_fills_with_black(images):
         assert len(fits) == 1
         offsets.add(fits[0])
     assert len(offsets) > 2
+
+
+def test_translation_moves_and_mirrors(images):
+    by_two = augmentation._matrix(images, to_x=2.0, to_y=-3.0)
+    moved = augmentation._moved(images, [by_two]).numpy()
+    np.testing.assert_allclose(moved[:, 3:, :-2], images[:, :-3, 2:], atol=1e-3)
+    np.testing.assert_allclose(moved[:, :3, :-2], images[:, 2::-1, 2:], atol=1e-3)
+    assert not np.allclose(augmenter(["translation:0"])(images, SEED), moved)
+
+
+def test_moves_in_a_row_are_one_interpolation(images):
+    names = ["rotation:20", "scale:0.3", "translation:0.1", "shear:0.2"]
+    once = augmenter(names)(images, SEED).numpy()
+    each = images
+    for place, name in enumerate(names):
+        key = tf.random.experimental.stateless_fold_in(SEED, place)
+        kind, strength = augmentation.parse([name])[0]
+        each = augmentation._moved(each, [augmentation._MOVES[kind](each, key, strength)])
+    # The same picture but for the blur of three further interpolations, and the border.
+    inner = np.abs(once - each)[:, 5:-5, 4:-4]
+    assert inner.mean() < 2 < np.abs(once - images)[:, 5:-5, 4:-4].mean()
 
 
 def test_center_crop_enlarges_the_middle(images):
