@@ -149,9 +149,14 @@ def build(
 
 
 def options_of(builder: Callable) -> list[str]:
-    """Return the names of the arguments that a builder takes, the variant's aside."""
+    """Return the names of the arguments that a builder takes, the variant's aside.
+
+    One that takes any takes those of every image network.
+    """
     from tiffin.layers import Top
 
-    kinds = inspect.signature(builder).parameters.items()
-    named = [name for name, p in kinds if p.kind is not p.VAR_KEYWORD and name != "variant"]
+    kinds = inspect.signature(builder).parameters
+    named = [name for name, p in kinds.items() if p.kind is not p.VAR_KEYWORD and name != "variant"]
+    if len(named) + ("variant" in kinds) == len(kinds):
+        return named
     return named + [name for name in Top.__annotations__ if name not in named]
