@@ -130,28 +130,34 @@ class Frame:
         return found.clip(0, np.tile(self.original, 2))
 
 
-def load_framed(
-    path: str | os.PathLike, size: tuple[int, int], fill: int = FRAME
-) -> tuple[np.ndarray, Frame]:
-    """Read an image file into an input of some size, its sides in proportion, grey around it.
+def framed(image, size: tuple[int, int], fill: int = FRAME) -> tuple[np.ndarray, Frame]:
+    """Lay a picture into an input of some size, its sides in proportion, grey around it.
 
     Args:
-        path: an image file.
+        image: a PIL image, RGB.
         size: `(height, width)` of the input.
         fill: grey level of the border.
 
     Returns:
         (uint8 `[height, width, 3]`, where the picture lies in it).
+    """
+    from PIL import Image
+
+    frame = Frame.around((image.height, image.width), size)
+    height, width = (max(1, round(n * frame.scale)) for n in frame.original)
+    result = np.full((*size, 3), fill, np.uint8)
+    result[frame.top : frame.top + height, frame.left : frame.left + width] = np.asarray(
+        image.resize((width, height), Image.Resampling.BILINEAR)
+    )
+    return result, frame
+
+
+def load_framed(path: str | os.PathLike, size: tuple[int, int]) -> tuple[np.ndarray, Frame]:
+    """Read an image file into an input of some size: `framed` of `load_image`.
 
     Raises:
         InputError: as from `load_image`.
     """
     from PIL import Image
 
-    image = load_image(path)
-    frame = Frame.around(image.shape[:2], size)
-    height, width = (max(1, round(n * frame.scale)) for n in frame.original)
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    result = np.full((*size, 3), fill, np.uint8)
-    result[frame.top : frame.top + height, frame.left : frame.left + width] = small
-    return result, frame
+    return framed(Image.fromarray(load_image(path)), size)

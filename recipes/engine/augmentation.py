@@ -23,7 +23,9 @@ AUGMENTATIONS = {
 }
 
 
-def parse(names: Sequence[str]) -> list[tuple[str, float]]:
+def parse(
+    names: Sequence[str], known: dict[str, tuple[float, str]] = AUGMENTATIONS
+) -> list[tuple[str, float]]:
     """Read `("rotation:10", "horizontal_flip")` as [("rotation", 10.0), ("horizontal_flip", 0.5)].
 
     Raises:
@@ -32,9 +34,9 @@ def parse(names: Sequence[str]) -> list[tuple[str, float]]:
     chosen = []
     for given in names:
         name, colon, strength = given.partition(":")
-        if name not in AUGMENTATIONS:
-            raise InputError(f"There is no augmentation '{name}'{nearest(name, AUGMENTATIONS)}")
-        default, meaning = AUGMENTATIONS[name]
+        if name not in known:
+            raise InputError(f"There is no augmentation '{name}'{nearest(name, known)}")
+        default, meaning = known[name]
         try:
             value = float(strength) if colon else default
         except ValueError:
@@ -75,7 +77,7 @@ def augmenter(names: Sequence[str]) -> Callable | None:
                 images = _moved(images, [_MOVES[n](images, key, s) for key, n, s in group])
             else:
                 for key, name, strength in group:
-                    images = _FUNCTIONS[name](images, key, strength)
+                    images = FUNCTIONS[name](images, key, strength)
         return tf.clip_by_value(images, 0.0, 255.0)
 
     return augment
@@ -87,15 +89,22 @@ def _uniform(images, key, low: float, high: float, columns: int = 1):
     return tf.random.stateless_uniform([tf.shape(images)[0], columns], key, low, high)
 
 
-def _project(images, rows, fill: str):
-    """Sample output pixel (x, y, 1) from input pixel rows[:6] @ (x, y, 1)."""
+def project(images, rows, fill: str, value: float = 0.0):
+    """Sample output pixel (x, y, 1) from input pixel rows[:6] @ (x, y, 1).
+
+    Args:
+        images: float32 `[batch, height, width, channels]`.
+        rows: six tensors `[batch, 1]`.
+        fill: REFLECT or CONSTANT, what lies beyond the border.
+        value: the constant.
+    """
     import tensorflow as tf
 
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.concat([*rows, tf.zeros_like(rows[0]), tf.zeros_like(rows[0])], axis=1),
         output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
+        fill_value=value,
         interpolation="BILINEAR",
         fill_mode=fill,
     )
@@ -112,7 +121,7 @@ def _moved(images, matrices):
     x, y = (width - 1) / 2, (height - 1) / 2
     (a, b, to_x), (c, d, to_y) = (tf.unstack(matrix[:, i, :, None], axis=1) for i in (0, 1))
     rows = (a, b, x + to_x - a * x - b * y, c, d, y + to_y - c * x - d * y)
-    return _project(images, rows, "REFLECT")
+    return project(images, rows, "REFLECT")
 
 
 def _matrix(images, a=1.0, b=0.0, to_x=0.0, c=0.0, d=1.0, to_y=0.0):
@@ -159,7 +168,7 @@ def _random_crop(images, key, share):
     sides = tf.cast(tf.shape(images)[1:3], tf.float32)
     moves = tf.round(_uniform(images, key, -share, share, 2) * sides)
     one, zero = tf.ones_like(moves[:, :1]), tf.zeros_like(moves[:, :1])
-    return _project(images, (one, zero, moves[:, 1:], zero, one, moves[:, :1]), "CONSTANT")
+    return project(images, (one, zero, moves[:, 1:], zero, one, moves[:, :1]), "CONSTANT")
 
 
 def _flip(axis: int) -> Callable:
@@ -197,7 +206,7 @@ _MOVES = {
     "shear": _shear,
     "center_crop": _center_crop,
 }
-_FUNCTIONS = {
+FUNCTIONS = {
     "horizontal_flip": _flip(2),
     "vertical_flip": _flip(1),
     "color_jitter": _color_jitter,

@@ -61,6 +61,10 @@ class Split:
         """Read a file as uint8 `[height, width, 3]`."""
         return load_image(path, self.size)
 
+    def augmented(self, augment: Callable, images, targets, key):
+        """Return a batch as `augment` changes it."""
+        return augment(images, key), targets
+
     def _decode_or_skip(self, path: str) -> tuple[np.ndarray, np.bool_]:
         """Decode one file inside a running pipeline; a bad one is named once and left out."""
         try:
@@ -153,11 +157,12 @@ class Split:
             def example(step, batch):
                 images, labels = tf.cast(batch[0], tf.float32), batch[1]
                 if augment is not None:
-                    images = augment(images, tf.random.experimental.stateless_fold_in(key, step))
+                    mine = tf.random.experimental.stateless_fold_in(key, step)
+                    images, labels = self.augmented(augment, images, labels, mine)
                 if drop_remainder:
                     return images, labels
-                count = tf.cast(tf.shape(labels)[0], tf.float32)
-                return images, labels, tf.fill(tf.shape(labels), count * share)
+                count = tf.shape(images)[:1]
+                return images, labels, tf.fill(count, tf.cast(count[0], tf.float32) * share)
 
             return example
 
@@ -348,7 +353,17 @@ def _digits(size: int, seed: int) -> ImageData:
     return _complete({"train": split}, kind, [str(d) for d in range(10)], seed, "the digits")
 
 
-def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> ImageData:
+def tfds_builder(name: str, data_dir: Path | None, folder: str):
+    """Return the TFDS builder of a prepared data set, downloading it if need be.
+
+    Args:
+        name: of the data set.
+        data_dir: where TFDS keeps them.
+        folder: what --data could name instead, for the message.
+
+    Raises:
+        InputError: no such data set or folder, or no way to get it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow_datasets as tfds
 
@@ -360,11 +375,8 @@ def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> Imag
         near = nearest(name, tfds.list_builders(with_community_datasets=False))
         raise InputError(
             f"--data {name} is neither 'digits', nor a folder here, nor a TFDS data set{near} "
-            "A folder holds one folder of images a class."
+            f"--data takes {folder}, too."
         ) from error
-    features = builder.info.features
-    if set(builder.info.supervised_keys or ()) != {"image", "label"}:
-        raise InputError(f"TFDS's {name} has no image and label: choose a classification set.")
     try:
         if not builder.data_path.exists():
             print(f"Downloading {name} through TFDS ...")
@@ -375,6 +387,14 @@ def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> Imag
             f"({str(error).splitlines()[0]}). Connect to a network, or name the folder that "
             "holds it with --data-dir."
         ) from error
+    return builder
+
+
+def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> ImageData:
+    builder = tfds_builder(name, data_dir, "a folder that holds one folder of images a class")
+    features = builder.info.features
+    if set(builder.info.supervised_keys or ()) != {"image", "label"}:
+        raise InputError(f"TFDS's {name} has no image and label: choose a classification set.")
     classes, shape = features["label"].names, features["image"].shape
     native = shape[:2] if None not in shape[:2] else (224, 224)
     target = (size, size) if size else tuple(native)
@@ -393,7 +413,7 @@ def _tfds_split(builder, split: str, size: tuple[int, int]) -> Split:
     import tensorflow as tf
 
     count = builder.info.splits[split].num_examples
-    _require_memory(count, size, f"{builder.info.full_name} ({split})")
+    require_memory(count, size, f"{builder.info.full_name} ({split})")
 
     def prepare(image, label):
         if image.shape[-1] == 1:
@@ -408,15 +428,13 @@ def _tfds_split(builder, split: str, size: tuple[int, int]) -> Split:
     labels = np.empty(count, np.int32)
     done = 0
     batches = dataset.map(prepare, tf.data.AUTOTUNE).batch(256).prefetch(2)
-    for image, label in _progress(
-        batches.as_numpy_iterator(), -(-count // 256), f"reading {split}"
-    ):
+    for image, label in progress(batches.as_numpy_iterator(), -(-count // 256), f"reading {split}"):
         images[done : done + len(label)], labels[done : done + len(label)] = image, label
         done += len(label)
     return Split(labels[:done], size, images[:done])
 
 
-def _progress(iterable, total: int, what: str) -> Iterator:
+def progress(iterable, total: int, what: str) -> Iterator:
     from tqdm import tqdm
 
     return iter(tqdm(iterable, total=total, desc=what, leave=False, disable=None))
@@ -429,7 +447,7 @@ def _fits(count: int, size: tuple[int, int]) -> bool:
     return count * size[0] * size[1] * 3 <= psutil.virtual_memory().available / 2
 
 
-def _require_memory(count: int, size: tuple[int, int], what: str) -> None:
+def require_memory(count: int, size: tuple[int, int], what: str) -> None:
     if not _fits(count, size):
         need = count * size[0] * size[1] * 3 / 2**30
         raise InputError(
@@ -496,7 +514,12 @@ def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
                 f"{nearest(min(unknown), classes)} Every class needs training images."
             )
         files = [(path, i) for i, c in enumerate(classes) for path in found.get(c, ())]
-        parts[part], bad = _read_files(files, (size, size), part)
+        labels = np.array([label for _, label in files], np.int32)
+        paths = np.array([str(path) for path, _ in files], object)
+        split = Split(labels, (size, size), paths=paths)
+        images, good, bad = read_pixels(paths, split.size, split.decode, part)
+        parts[part] = split.take(good)
+        parts[part].images = None if images is None else images[good]
         skipped += bad
         present = np.bincount(parts[part].labels, minlength=len(classes))
         if part == "train" and present.min() == 0:
@@ -514,26 +537,35 @@ def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
     return data
 
 
-def _read_files(files: list[tuple[Path, int]], size: tuple[int, int], part: str):
-    """Return (Split, unreadable files): decoded at once where the pixels fit in memory."""
-    labels = np.array([label for _, label in files], np.int32)
-    paths = np.array([str(path) for path, _ in files], object)
-    if not _fits(len(files), size):
-        return Split(labels, size, paths=paths), []
-    images = np.empty((len(files), *size, 3), np.uint8)
-    good = np.ones(len(files), bool)
+def read_pixels(paths, size: tuple[int, int], decode: Callable[[str], np.ndarray], part: str):
+    """Decode files at once where their pixels fit in memory.
+
+    Args:
+        paths: the files.
+        size: `(height, width)` of what `decode` returns.
+        decode: reads one as uint8 `[height, width, 3]`, or raises InputError.
+        part: what they are, for the progress bar.
+
+    Returns:
+        (uint8 `[n, height, width, 3]` or None where they do not fit, bool `[n]` of the readable
+        ones, messages about the others).
+    """
+    good = np.ones(len(paths), bool)
+    if not _fits(len(paths), size):
+        return None, good, []
+    images = np.empty((len(paths), *size, 3), np.uint8)
     skipped = []
 
     def read(index: int) -> str | None:
         try:
-            images[index] = load_image(paths[index], size)
+            images[index] = decode(paths[index])
         except InputError as error:
             good[index] = False
             return str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for problem in _progress(pool.map(read, range(len(files))), len(files), f"decoding {part}"):
+        for problem in progress(pool.map(read, range(len(paths))), len(paths), f"decoding {part}"):
             if problem:
                 skipped.append(problem)
                 print(f"Skipped: {problem}")
-    return Split(labels[good], size, images[good], paths[good]), skipped
+    return images, good, skipped

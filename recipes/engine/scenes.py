@@ -1,4 +1,4 @@
-"""Scenes to detect objects in, made of scikit-learn's handwritten digits: embedded and real strokes.
+"""Scenes to detect objects in, made of scikit-learn's handwritten digits.
 
 One to twelve digits of all sizes lie on coloured, uneven ground among bits of other strokes; they
 overlap, but none is hidden. No digit of the test scenes occurs in the training.
@@ -54,7 +54,7 @@ def _scene(ink: np.ndarray, target: np.ndarray, size: int, random):
         tight = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], np.float32)
         for _ in range(10):
             y, x = random.integers(0, size - side + 1, 2)
-            box = tight + [y, x, y, x]
+            box = np.add(tight, [y, x, y, x])
             if not len(boxes) or _largest_iou(box, boxes) <= _HIDDEN:
                 _blend(picture, mask, y, x, random)
                 boxes = np.append(boxes, box[None].astype(np.float32), 0)
