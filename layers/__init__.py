@@ -16,6 +16,7 @@ from tiffin.layers.box_losses import (
     sparse_cross_entropy,
 )
 from tiffin.layers.boxes import (
+    DecodeBoxes,
     box_area,
     clip_boxes,
     decode_boxes,
@@ -121,6 +122,7 @@ __all__ = [
     "ChannelShuffle",
     "ChannelSplit",
     "ContrastiveLoss",
+    "DecodeBoxes",
     "EmbeddingTrainer",
     "GroupedConv2D",
     "ImageNormalization",

@@ -1,7 +1,10 @@
 """Boxes `[y1, x1, y2, x2]`: overlap, and the forms in which networks predict them."""
 
 import math
+from collections.abc import Sequence
 
+import keras
+import numpy as np
 from keras import ops
 
 # exp(4.135) = 62.5: one step beyond it is no box any more (Detectron's limit).
@@ -210,3 +213,40 @@ def decode_roots(outputs, cells, grid: int):
     outputs, cells = tensors(outputs, cells)
     center = (outputs[..., :2] + cells) / grid
     return to_corners(ops.concatenate([center, ops.square(outputs[..., 2:])], axis=-1))
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class DecodeBoxes(keras.layers.Layer):
+    """Boxes in a picture from shifts and scales of fixed anchors, cut at its border.
+
+    Args:
+        anchors: float `[n, 4]`, corners in pixels.
+        variances: see `encode_boxes`.
+        size: `(height, width)` of the picture, in pixels.
+        **kwargs: `name`.
+
+    Call arguments:
+        deltas: float `[batch, n, 4]`.
+
+    Returns:
+        Float32 `[batch, n, 4]`.
+    """
+
+    # Left in float32 by the exporter: a 256th of a picture is no place.
+    keeps_float = True
+
+    def __init__(self, anchors, variances: Sequence[float], size: Sequence[int], **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.anchors = np.asarray(anchors, np.float32)
+        self.variances, self.size = tuple(variances), tuple(size)
+
+    def call(self, deltas):
+        boxes = decode_boxes(ops.cast(deltas, "float32"), self.anchors, self.variances)
+        return clip_boxes(boxes, *self.size)
+
+    def get_config(self):
+        return super().get_config() | {
+            "anchors": self.anchors.tolist(),
+            "variances": list(self.variances),
+            "size": list(self.size),
+        }

@@ -7,7 +7,7 @@ from keras import ops
 from tiffin.layers.boxes import iou, take_rows
 
 
-def suppress(boxes, threshold: float, groups=None):
+def suppress(boxes, threshold: float, groups=None, rounds: int | None = None):
     """Say which boxes greedy non-maximum suppression keeps.
 
     A box goes when it overlaps a kept one before it by more than the threshold. Instead of one box
@@ -19,6 +19,7 @@ def suppress(boxes, threshold: float, groups=None):
         threshold: IoU, in [0, 1].
         groups: int `[batch, n]`, such as classes; boxes of different ones do not compete. None: all
             do.
+        rounds: of deciding, without a loop; None: until nothing changes, which is exact.
 
     Returns:
         Bool `[batch, n]`.
@@ -31,10 +32,14 @@ def suppress(boxes, threshold: float, groups=None):
     ousts = ops.cast(ousts, "float32")
     kept = ops.ones_like(boxes[..., 0], dtype="float32")
 
-    def decide(kept, _):
+    def decide(kept, before=None):
         ousted = ops.squeeze(ops.matmul(ousts, kept[..., None]), -1)
         return ops.cast(ousted < 0.5, "float32"), kept
 
+    if rounds is not None:
+        for _ in range(rounds):
+            kept, _ = decide(kept)
+        return kept > 0.5
     kept, _ = ops.while_loop(
         lambda kept, before: ops.any(kept != before),
         decide,
@@ -56,6 +61,8 @@ class NonMaxSuppression(keras.layers.Layer):
         iou_threshold: a box goes that overlaps a surer one of its class by more.
         score_threshold: a score has to be above this.
         candidates: pairs of box and class that enter.
+        rounds: of `suppress`: right for chains of so many boxes that oust each other, and without
+            a loop, which no file could have in int8.
         **kwargs: `name`.
 
     Call arguments:
@@ -79,7 +86,8 @@ class NonMaxSuppression(keras.layers.Layer):
         size: int = 100,
         iou_threshold: float = 0.45,
         score_threshold: float = 0.01,
-        candidates: int = 400,
+        candidates: int = 300,
+        rounds: int = 16,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -90,7 +98,7 @@ class NonMaxSuppression(keras.layers.Layer):
                 f"iou_threshold={iou_threshold} and score_threshold={score_threshold} are shares, "
                 "from 0 to 1."
             )
-        self.size, self.candidates = size, candidates
+        self.size, self.candidates, self.rounds = size, candidates, rounds
         self.iou_threshold, self.score_threshold = iou_threshold, score_threshold
 
     def call(self, boxes, scores):
@@ -103,7 +111,7 @@ class NonMaxSuppression(keras.layers.Layer):
         chosen = take_rows(boxes, place // classes)
         alive = best > self.score_threshold
         # What does not count must not oust anybody; it does not, as it comes last.
-        kept = suppress(chosen, self.iou_threshold, kinds) & alive
+        kept = suppress(chosen, self.iou_threshold, kinds, self.rounds) & alive
         size = min(self.size, best.shape[1])
         # Of top_k's equals the first comes first, so that the order by score stays.
         values, order = ops.top_k(ops.where(kept, best, -1.0), size)
@@ -127,6 +135,7 @@ class NonMaxSuppression(keras.layers.Layer):
             "iou_threshold": self.iou_threshold,
             "score_threshold": self.score_threshold,
             "candidates": self.candidates,
+            "rounds": self.rounds,
         }
 
 

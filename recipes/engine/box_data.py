@@ -5,7 +5,7 @@ boxes are float32 corners in pixels of that input, padded to the same number for
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +76,20 @@ class BoxSplit(Split):
         )
 
     def targets(self) -> dict[str, np.ndarray]:
-        """Return `boxes` and `classes`, -1 where there is nothing to learn."""
-        return {"boxes": self.boxes, "classes": np.where(self.difficult, -1, self.classes)}
+        """Return `boxes`, `classes`, -1 where there is nothing to learn, and the `index`."""
+        return {
+            "boxes": self.boxes,
+            "classes": np.where(self.difficult, -1, self.classes),
+            "index": np.arange(len(self), dtype=np.int32),
+        }
+
+    def arrays(self, limit: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return up to `limit` readable pictures, drawn evenly, and their indices."""
+        chosen = self.chosen(limit, seed)
+        if self.images is not None:
+            return self.images[chosen], chosen
+        pairs = list(self.take(chosen).batches(64).unbatch().as_numpy_iterator())
+        return np.stack([x for x, _ in pairs]), chosen[[y["index"] for _, y in pairs]]
 
     def decode(self, path: str) -> np.ndarray:
         return load_framed(path, self.size)[0]
@@ -270,8 +282,3 @@ def sides(split: BoxSplit) -> np.ndarray:
     """Return heights and widths of all boxes in pixels of the input, `[n, 2]`: for anchors."""
     real = split.classes >= 0
     return split.boxes[real][:, 2:] - split.boxes[real][:, :2]
-
-
-def names_of(classes: Sequence[str], indices) -> list[str]:
-    """Return the names of some classes."""
-    return [classes[i] for i in indices]

@@ -77,13 +77,17 @@ class Split:
 
     def arrays(self, limit: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return up to `limit` examples, drawn evenly, as (uint8 images, int32 labels)."""
-        chosen = np.arange(len(self))
-        if limit is not None and limit < len(self):
-            chosen = np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False))
+        chosen = self.chosen(limit, seed)
         if self.images is not None:
             return self.images[chosen], self.labels[chosen]
         pairs = list(self.take(chosen).batches(64).unbatch().as_numpy_iterator())
         return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+
+    def chosen(self, limit: int | None, seed: int) -> np.ndarray:
+        """Return the indices of up to `limit` examples, in order."""
+        if limit is None or limit >= len(self):
+            return np.arange(len(self))
+        return np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False))
 
     def _batch(self, indices: "tf.Tensor", batch_size: int, drop_remainder: bool):
         """Return a dataset of (uint8 image batch, label batch) for a dataset's worth of indices."""

@@ -12,7 +12,6 @@ import numpy as np
 from tiffin.export.errors import InputError
 from tiffin.layers import EmbeddingTrainer, MarginAnnealing, flat_embedding
 from tiffin.recipes.engine import registry, report, verification
-from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, hold_out, load_images
 from tiffin.recipes.engine.image_recipe import ImageRecipe, predictions
 
@@ -74,7 +73,7 @@ class Embedding(ImageRecipe):
         return data
 
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
-        augment = augmenter(self.augment)
+        augment = self.make_augmenter(self.augment)
         return data.train.training_batches(
             batch_size, self.seed, first_epoch, augment, drop_remainder, self.in_a_row
         )

@@ -35,6 +35,7 @@ class ImageRecipe(Recipe):
     builder: ClassVar[Callable[..., keras.Model]]
     small: ClassVar[dict[str, Any]] = {}  # the builder's options below SMALL pixels
     default_size: ClassVar[int] = 224
+    make_augmenter: ClassVar[Callable] = staticmethod(augmenter)
 
     def call_builder(
         self, input_shape: tuple[int, int, int], normalization: tuple, **options
@@ -55,7 +56,7 @@ class ImageRecipe(Recipe):
 
     def check(self) -> None:
         super().check()
-        augmenter(self.augment)
+        self.make_augmenter(self.augment)
         if self.image_size is not None and self.image_size < 8:
             raise InputError(f"--image-size {self.image_size}: it must be at least 8.")
 
@@ -63,7 +64,7 @@ class ImageRecipe(Recipe):
         return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
 
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
-        augment = augmenter(self.augment)
+        augment = self.make_augmenter(self.augment)
         return data.train.training_batches(
             batch_size, self.seed, first_epoch, augment, drop_remainder
         )

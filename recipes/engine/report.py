@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 REPORT = "report.md"
+_LABEL = {"facecolor": "yellow", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
 
 
 def _save(figure, path: Path) -> None:
@@ -78,6 +79,50 @@ def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(np.asarray(image).clip(0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=8, wrap=True)
+    _save(figure, path)
+
+
+def boxes(images, drawn: Sequence[tuple], heading: str, path: Path) -> None:
+    """Draw up to 20 pictures with boxes.
+
+    Args:
+        images: uint8 or float pictures.
+        drawn: of each: boxes that are there, boxes that were found, float `[n, 4]` in pixels, and
+            what to write at the latter.
+        heading, path: of the whole.
+    """
+    from matplotlib.patches import Rectangle
+
+    columns = 4
+    rows = max(1, -(-len(images) // columns))
+    figure = _figure(3.6 * columns, 3.6 * rows + 0.4)
+    figure.suptitle(heading)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, (real, found, names) in zip(grid.flat, images, drawn, strict=False):
+        axes.imshow(np.asarray(image).clip(0, 255).astype(np.uint8))
+        for these, color, width in ((real, "white", 0.8), (found, "yellow", 1.4)):
+            for y1, x1, y2, x2 in these:
+                sides = x2 - x1, y2 - y1
+                axes.add_patch(Rectangle((x1, y1), *sides, fill=False, color=color, lw=width))
+        for (y1, x1, *_), name in zip(found, names, strict=True):
+            axes.text(x1, y1, name, fontsize=6, color="black", va="bottom", bbox=_LABEL)
+    _save(figure, path)
+
+
+def precision_recall(curves, ap: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Draw precision over recall of up to 20 classes; curves are scores, precision, recall."""
+    figure = _figure(6.4, 5)
+    axes = figure.subplots()
+    for kind in np.argsort(-np.nan_to_num(ap), kind="stable")[:20]:
+        if np.isfinite(ap[kind]):
+            _, precision, recall = curves[kind]
+            axes.plot(recall, precision, label=f"{classes[kind]} {ap[kind]:.3f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title("Precision over recall on the test split, IoU 0.5, with the AP")
+    axes.grid(alpha=0.3)
+    axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)
     _save(figure, path)
 
 

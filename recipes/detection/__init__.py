@@ -1,0 +1,1 @@
+"""Recipes: networks from pictures to boxes."""

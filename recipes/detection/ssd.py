@@ -1,0 +1,293 @@
+"""SSD: boxes from feature maps of several strides in one pass.
+
+Default boxes of a few shapes stand about every cell of every map, the finer maps for the small
+objects. Small convolutions say for each how it is to be shifted and stretched and what is in it;
+there are no proposals and no second stage. Most boxes are background, so that only the hardest
+three for each object count in the loss.
+
+Liu et al. 2016, arXiv 1512.02325. SSDLite: Sandler et al. 2018 (MobileNetV2), arXiv 1801.04381,
+section 6.2: all convolutions behind the backbone are depthwise separable.
+
+Reproduces table 1 (VOC 2007, mAP50 in percent, trained on VOC 2007 and 2012): SSD300 74.3,
+SSD512 76.8. Ours, on other data: see docs/results.md.
+
+Run it:
+    python recipes/detection/ssd.py --export
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import keras
+from keras import layers, ops
+
+from tiffin.export.errors import InputError, one_of
+from tiffin.layers import (
+    BatchNormalization,
+    DecodeBoxes,
+    L2Normalization,
+    conv_bn,
+    encode_boxes,
+    hardest,
+    iou,
+    match,
+    separable_block,
+    smooth_l1,
+    sparse_cross_entropy,
+    ssd_boxes,
+    ssd_scales,
+    take_objects,
+)
+from tiffin.recipes.engine import registry
+from tiffin.recipes.engine.detection import Detection
+from tiffin.recipes.engine.training import main
+
+VARIANTS = {
+    # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
+    "ssd_small": (2016, 128, 0, 0, None, "VOC"),
+    "ssd300_vgg16": (2016, 300, 26_285_486, 0, 25.7, "VOC"),
+    "ssd512_vgg16": (2016, 512, 0, 0, 23.2, "VOC"),
+    "ssdlite320_mobilenet_v2": (2018, 320, 0, 0, None, "COCO"),
+}
+
+# Figure 2 and section 3.1: the maps that are looked at, those behind the backbone made by a 1x1
+# convolution (squeeze) and a 3x3 one, and the aspect ratios of their default boxes.
+SSD300 = (
+    # source     squeeze  filters  stride  padding  ratios    output at 300x300
+    ("conv4_3", None, None, None, None, (2,)),  #             38 x 38 x 512
+    ("fc7", None, None, None, None, (2, 3)),  #               19 x 19 x 1024
+    ("conv8_2", 256, 512, 2, "same", (2, 3)),  #              10 x 10
+    ("conv9_2", 128, 256, 2, "same", (2, 3)),  #              5 x 5
+    ("conv10_2", 128, 256, 1, "valid", (2,)),  #              3 x 3
+    ("conv11_2", 128, 256, 1, "valid", (2,)),  #              1 x 1
+)
+SSD512 = (
+    # source     squeeze  filters  stride  padding  ratios    output at 512x512
+    ("conv4_3", None, None, None, None, (2,)),  #             64 x 64 x 512
+    ("fc7", None, None, None, None, (2, 3)),  #               32 x 32 x 1024
+    ("conv8_2", 256, 512, 2, "same", (2, 3)),  #              16 x 16
+    ("conv9_2", 128, 256, 2, "same", (2, 3)),  #              8 x 8
+    ("conv10_2", 128, 256, 2, "same", (2, 3)),  #             4 x 4
+    ("conv11_2", 128, 256, 2, "same", (2,)),  #               2 x 2
+    ("conv12_2", 128, 256, 2, "same", (2,)),  #               1 x 1, by a 4x4 kernel
+)
+SSDLITE = (
+    # source     squeeze  filters  stride  padding  ratios    output at 320x320
+    ("stride_16", None, None, None, None, (2,)),  #           20 x 20, inside of block 13
+    ("stride_32", None, None, None, None, (2, 3)),  #         10 x 10 x 1280
+    ("extra1", 256, 512, 2, "same", (2, 3)),  #               5 x 5
+    ("extra2", 128, 256, 2, "same", (2, 3)),  #               3 x 3
+    ("extra3", 128, 256, 2, "same", (2, 3)),  #               2 x 2
+    ("extra4", 64, 128, 2, "same", (2, 3)),  #                1 x 1
+)
+SMALL = (
+    # source     squeeze  filters  stride  padding  ratios    output at 128x128
+    ("stride_8", None, None, None, None, (2,)),  #            16 x 16
+    ("stride_16", None, None, None, None, (2, 3)),  #         8 x 8
+    ("extra1", 64, 128, 2, "same", (2, 3)),  #                4 x 4
+    ("extra2", 64, 128, 2, "same", (2,)),  #                  2 x 2
+)
+TABLES = {
+    # maps, backbone, its options, scales of the default boxes
+    "ssd_small": (SMALL, "vgg11_bn", {"alpha": 0.25}, (0.1, 0.18, 0.32, 0.55, 0.9)),
+    "ssd300_vgg16": (SSD300, "vgg16", {}, ssd_scales(6)),
+    "ssd512_vgg16": (SSD512, "vgg16", {}, ssd_scales(7, 0.15, 0.9, 0.07)),
+    "ssdlite320_mobilenet_v2": (SSDLITE, "mobilenet_v2", {}, (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1)),
+}
+STEPS = {300: (8, 16, 32, 64, 100, 300)}  # of the authors' code; elsewhere the size over the cells
+VARIANCES = (0.1, 0.2)
+
+
+def ssd(
+    variant: str = "ssd300_vgg16",
+    input_shape: tuple[int, int, int] = (300, 300, 3),
+    classes: int = 20,
+    *,
+    backbone: str | None = None,
+    alpha: float | None = None,
+    normalization: tuple | None = None,
+    bn_momentum: float = 0.9,
+) -> keras.Model:
+    """Build an SSD up to its raw heads.
+
+    Args:
+        variant: one of `VARIANTS`.
+        input_shape: `(height, width, channels)` in pixels, a square.
+        classes: without the background.
+        backbone: a network of the classification collection that takes the place of the variant's
+            own; its maps of the same strides are looked at.
+        alpha: width multiplier of the backbone.
+        normalization: see `tiffin.layers.image_input`.
+        bn_momentum: of batch normalisation.
+
+    Returns:
+        A model from `image` to `deltas`, float `[batch, boxes, 4]`, and `logits`, float
+        `[batch, boxes, 1 + classes]`, the background first; boxes as from `default_boxes`.
+
+    Raises:
+        InputError: an unknown variant or backbone, or one without such maps.
+        ValueError: no square.
+    """
+    one_of("variant", variant, VARIANTS)
+    if input_shape[0] != input_shape[1]:
+        raise ValueError(f"input_shape {input_shape} must be a square.")
+    table, own, options, _ = TABLES[variant]
+    by_paper = own == "vgg16" and not backbone
+    lite = variant.startswith("ssdlite")
+    bn = {"momentum": bn_momentum}
+    body = _backbone(
+        backbone or own, input_shape, normalization, {} if backbone else options, alpha
+    )
+    x, outputs = None, {"deltas": [], "logits": []}
+    for source, squeeze, filters, stride, padding, ratios in table:
+        if by_paper and source == "conv4_3":
+            x = L2Normalization(20.0, name="conv4_3_norm")(body["stride_8"])
+        elif by_paper and source == "fc7":
+            x = layers.MaxPooling2D(3, 1, "same", name="pool5")(body["stride_16"])
+            x = layers.Conv2D(
+                1024, 3, padding="same", dilation_rate=6, activation="relu", name="fc6"
+            )(x)
+            x = layers.Conv2D(1024, 1, activation="relu", name="fc7")(x)
+        elif squeeze:
+            x = _extra(x, source, squeeze, filters, stride, padding, by_paper, lite, bn)
+        else:
+            strides = {"conv4_3": "stride_8", "fc7": "stride_16"}
+            name = strides.get(source, source)
+            if name not in body:
+                raise InputError(
+                    f"{backbone} has no map of {name.replace('_', ' ')} for {variant}."
+                )
+            x = body[name]
+        boxes = 2 + 2 * len(ratios)
+        for kind, width in (("deltas", 4), ("logits", 1 + classes)):
+            y = _head(x, boxes * width, f"{source}_{kind}", lite, bn)
+            outputs[kind].append(layers.Reshape((-1, width), name=f"{source}_{kind}_rows")(y))
+    outputs = {
+        kind: layers.Concatenate(axis=1, dtype="float32", name=kind)(parts)
+        for kind, parts in outputs.items()
+    }
+    return keras.Model(body["image"], outputs, name=variant)
+
+
+def _backbone(name: str, input_shape, normalization, options: dict, alpha: float | None) -> dict:
+    """Return a classification network's input and its maps by stride."""
+    if alpha is not None:
+        options = options | {"alpha": alpha}
+    if name.startswith("vgg"):
+        options = options | {"pool_padding": "same"}  # 75 cells become 38, not 37
+    if name == "mobilenet_v2":
+        network = registry.build(
+            name, input_shape, normalization=normalization, include_top=False, **options
+        )
+        inside = network.get_layer("block_13_expand_relu").output
+        return {"image": network.input, "stride_16": inside, "stride_32": network.output}
+    network = registry.build(
+        name, input_shape, normalization=normalization, features=True, **options
+    )
+    return {"image": network.input, **network.output}
+
+
+def _extra(x, name, squeeze, filters, stride, padding, by_paper, lite, bn):
+    """Shrink the map: 1x1 and 3x3 convolution, the latter strided or without padding."""
+    first = name.replace("_2", "_1") if by_paper else f"{name}_squeeze"
+    if by_paper:
+        x = layers.Conv2D(squeeze, 1, activation="relu", name=first)(x)
+        kernel = 4 if name == "conv12_2" else 3
+        if padding == "same":
+            x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
+        return layers.Conv2D(filters, kernel, stride, activation="relu", name=name)(x)
+    x = layers.ReLU(6 if lite else None)(conv_bn(x, squeeze, 1, name=first, **bn))
+    if lite:
+        return separable_block(x, filters, stride, name=name, **bn)
+    return layers.ReLU()(conv_bn(x, filters, 3, stride, name=name, **bn))
+
+
+def _head(x, filters: int, name: str, lite: bool, bn: dict):
+    if not lite:
+        return layers.Conv2D(filters, 3, padding="same", name=name)(x)
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"{name}_dw")(x)
+    x = layers.ReLU(6)(BatchNormalization(name=f"{name}_dw_bn", **bn)(x))
+    return layers.Conv2D(filters, 1, name=name)(x)
+
+
+def default_boxes(network: keras.Model, variant: str, scales=None):
+    """Return the default boxes of a network from `ssd`, float32 `[boxes, 4]`, corners in pixels."""
+    table, _, _, own = TABLES[variant]
+    size = network.input_shape[1]
+    grids = [network.get_layer(f"{row[0]}_deltas").output.shape[1] for row in table]
+    steps = (
+        STEPS.get(size, [size / n for n in grids]) if table is SSD300 else [size / n for n in grids]
+    )
+    return ssd_boxes(size, grids, steps, scales or own, [row[-1] for row in table])
+
+
+@dataclasses.dataclass
+class Config(Detection):
+    """Train SSD (Liu et al. 2016, arXiv 1512.02325) or SSDLite.
+
+    examples:
+      tiffin train ssd --export
+      tiffin train ssd300_vgg16 --data voc/2007 --weights imagenet
+      tiffin train ssd --data cells/ --image-size 256 --augment iou_crop zoom_out horizontal_flip
+    """
+
+    model: str = "ssd_small"
+    scales: tuple[float, ...] | None = None
+    """Sizes of the default boxes as shares of the side: one for each map, and one more. Default:
+    the paper's."""
+    match_iou: float = 0.5
+    """Least overlap at which a default box is an object's."""
+    negatives: float = 3.0
+    """Background boxes in the loss for each that has an object, the hardest."""
+    optimizer: str = "adam"
+    learning_rate: float = 2e-3
+    weight_decay: float = 5e-4
+    builder: ClassVar = staticmethod(ssd)
+    parts: ClassVar = ("box_loss", "class_loss")
+
+    def check(self) -> None:
+        super().check()
+        count = len(TABLES[self.model][0]) + 1
+        if self.scales is not None and (len(self.scales) != count or min(self.scales) <= 0):
+            raise InputError(f"--scales: {self.model} takes {count} numbers above 0.")
+        if not 0 < self.match_iou < 1 or not self.negatives > 0:
+            raise InputError("--match-iou lies between 0 and 1, and --negatives above 0.")
+
+    @property
+    def default_size(self) -> int:
+        return VARIANTS[self.model][1]
+
+    def raw(self, input_shape, classes, normalization) -> keras.Model:
+        network = self.call_builder(input_shape, normalization, classes=classes)
+        self.boxes = default_boxes(network, self.model, self.scales)
+        return network
+
+    def losses(self, targets: Mapping, outputs: Mapping) -> dict:
+        """Return equation 1: smooth L1 of the matched boxes and softmax with hard negatives."""
+        kinds = targets["classes"]
+        overlap = iou(self.boxes[None], targets["boxes"])
+        matched = match(overlap, self.match_iou, self.match_iou, valid=kinds >= 0)
+        positive = matched >= 0
+        count = ops.sum(ops.cast(positive, "int32"), axis=1)
+        total = ops.maximum(ops.cast(ops.sum(count), "float32"), 1.0)
+        # Where nothing is matched the box itself stands in, so that no number is out of bounds.
+        real = take_objects(targets["boxes"], matched)
+        real = ops.where(positive[..., None], real, self.boxes[None])
+        wanted = encode_boxes(real, self.boxes[None], VARIANCES)
+        box = ops.sum(smooth_l1(wanted, outputs["deltas"]), axis=-1)
+        box = ops.sum(ops.where(positive, box, 0.0)) / total
+        said = sparse_cross_entropy(take_objects(kinds + 1, matched), outputs["logits"])
+        most = ops.cast(ops.cast(count, "float32") * self.negatives, "int32")
+        # A picture without objects teaches by its three hardest boxes.
+        chosen = positive | hardest(said, ~positive, ops.maximum(most, 3))
+        return {"box_loss": box, "class_loss": ops.sum(ops.where(chosen, said, 0.0)) / total}
+
+    def decode(self, outputs: Mapping) -> tuple:
+        size = self.image_size or self.default_size
+        boxes = DecodeBoxes(self.boxes, VARIANCES, (size, size), name="boxes")(outputs["deltas"])
+        return boxes, layers.Softmax(name="scores")(outputs["logits"])[..., 1:]
+
+
+if __name__ == "__main__":
+    main(Config)

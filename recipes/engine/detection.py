@@ -1,0 +1,260 @@
+"""The task of detection: pictures to boxes with classes and scores."""
+
+import abc
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from tiffin.export.errors import InputError
+from tiffin.export.files import write_text
+from tiffin.export.metadata import LABELS_FILE, labels_text
+from tiffin.layers import NonMaxSuppression
+from tiffin.recipes.engine import box_augmentation, detection_metrics, registry, report
+from tiffin.recipes.engine.box_data import BoxData, BoxSplit, load_boxes, truth
+from tiffin.recipes.engine.image_recipe import ImageRecipe
+
+_SHOWN = 0.3  # score from which a detection is drawn and counted as said
+
+
+class Detector(keras.Model):
+    """A network to raw heads, with the loss of its paper.
+
+    Args:
+        network: a model from `image` to a dictionary of raw outputs.
+        losses: a function of targets (`boxes` float `[batch, n, 4]`, `classes` int `[batch, n]`, -1
+            where there is nothing) and raw outputs to a dictionary of scalars, whose sum is the
+            loss.
+        parts: the names in that dictionary.
+    """
+
+    def __init__(self, network: keras.Model, losses: Callable, parts: Sequence[str]):
+        super().__init__(name=network.name)
+        self.network, self.losses = network, losses
+        self.parts = [keras.metrics.Mean(name=name) for name in parts]
+        self.build(network.input_shape)
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        values = self.losses(y, y_pred)
+        for part in self.parts:
+            part.update_state(values[part.name])
+        return sum(values.values())
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return self.get_metrics_result()
+
+
+@dataclasses.dataclass
+class Detection(ImageRecipe):
+    """A network from images to boxes."""
+
+    data: str = "digits"
+    """`digits` (embedded scenes), a folder in Pascal VOC, COCO or YOLO form, or a TFDS name such as
+    voc/2007."""
+    backbone: str | None = None
+    """A network of the classification collection to stand under the detector; default: the
+    variant's own. `tiffin list` shows all."""
+    alpha: float | None = None
+    """Width multiplier of the backbone, where it has one."""
+    batch_size: int = 32
+    augment: tuple[str, ...] = ()
+    """In order, each with an optional strength, such as zoom_out:2: mosaic, iou_crop, zoom_out,
+    scale, horizontal_flip, vertical_flip, color_jitter, noise."""
+    score_threshold: float = 0.01
+    """Detections below this score are dropped, in the exported files too."""
+    iou_threshold: float = 0.45
+    """Of two boxes of a class that overlap by more than this only the surer one stays."""
+    detections: int = 100
+    """Most detections in a picture."""
+    max_loss: float = 0.02
+    """How much mAP50 an fp16 or int8 file may lose; one that loses more is not handed out."""
+
+    task: ClassVar[str] = "detection"
+    monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
+    make_augmenter: ClassVar[Callable] = staticmethod(box_augmentation.augmenter)
+    parts: ClassVar[tuple[str, ...]]  # names of the losses
+
+    def check(self) -> None:
+        super().check()
+        for name in ("score_threshold", "iou_threshold"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: from 0 to below 1."
+                )
+        if self.detections < 1:
+            raise InputError(f"--detections {self.detections}: it must be at least 1.")
+        if self.backbone and registry.find(self.backbone).task != "classification":
+            raise InputError(f"--backbone {self.backbone} is no classification network.")
+
+    def load_data(self) -> BoxData:
+        size = self.image_size or self.default_size
+        return load_boxes(self.data, self.data_dir, size, self.seed)
+
+    @abc.abstractmethod
+    def losses(self, targets: Mapping, outputs: Mapping) -> dict:
+        """Return the parts of the loss, scalars by name."""
+
+    @abc.abstractmethod
+    def decode(self, outputs: Mapping) -> tuple:
+        """Return (boxes `[batch, n, 4]` in pixels, scores `[batch, n, classes]`), by layers that
+        can be saved."""
+
+    @abc.abstractmethod
+    def raw(self, input_shape: tuple[int, int, int], classes: int, normalization) -> keras.Model:
+        """Return the network from pictures to its raw heads."""
+
+    def network(self, input_shape, classes, normalization) -> keras.Model:
+        network = self.raw(input_shape, classes, normalization)
+        return Detector(network, self.losses, self.parts)
+
+    def body(self, model: keras.Model) -> keras.Model:
+        return model.network if isinstance(model, Detector) else model
+
+    def inference(self, model: keras.Model) -> keras.Model:
+        network = self.body(model)
+        if isinstance(network.output, dict) and "count" in network.output:
+            return network
+        boxes, scores = self.decode(network.output)
+        suppression = NonMaxSuppression(
+            self.detections,
+            self.iou_threshold,
+            self.score_threshold,
+            max(300, self.detections),
+            name="detections",
+        )
+        return keras.Model(network.input, suppression(boxes, scores), name=network.name)
+
+    def objective(self) -> dict[str, Any]:
+        return {"loss": None}
+
+    def introduce(self, batches, data: BoxData, directory: Path) -> None:
+        write_text(directory / LABELS_FILE, labels_text(data.classes))
+        images, targets = next(iter(batches.take(1).as_numpy_iterator()))[:2]
+        drawn = []
+        for boxes, kinds in zip(targets["boxes"][:20], targets["classes"][:20], strict=True):
+            names = [data.classes[k] for k in kinds[kinds >= 0]]
+            drawn.append((np.zeros((0, 4)), boxes[kinds >= 0], names))
+        heading = "A training batch, augmented"
+        report.boxes(images[:20], drawn, heading, directory / "augmented.png")
+
+    def evaluate(self, model: keras.Model, data: BoxData, directory: Path) -> dict[str, Any]:
+        """Return mAP of VOC and COCO, a table of classes, kinds of mistakes, images a second."""
+        found, index, rate = detect(model, data.test)
+        split = data.test.take(index)
+        real = truth(split)
+        count = len(data.classes)
+        ap, curves = detection_metrics.voc(real, found, count)
+        ap11, _ = detection_metrics.voc(real, found, count, points=11)
+        wrong, matrix = detection_metrics.mistakes(real, found, count, _SHOWN)
+        report.precision_recall(curves, ap, data.classes, directory / "precision_recall.png")
+        report.confusion(matrix, [*data.classes, "background"], directory / "confusion.png")
+        draw(split, found, data.classes, directory / "detections.png")
+        objects = [sum(int((t["classes"] == k).sum()) for t in real) for k in range(count)]
+        result = {
+            "map50": mean(ap),
+            "map50_11_points": mean(ap11),
+            "coco": detection_metrics.coco(real, found, count),
+            "mistakes": wrong,
+            "images_per_second": rate,
+            "examples": len(real),
+            "classes": {
+                name: {"AP50": float(ap[k]), "objects": objects[k]}
+                for k, name in enumerate(data.classes)
+            },
+        }
+        print(
+            f"Test: mAP50 {result['map50']:.2%}, COCO AP {result['coco']['AP']:.2%} of "
+            f"{len(real)} images; at score {_SHOWN}: "
+            + ", ".join(f"{number} {kind}" for kind, number in wrong.items())
+        )
+        return result
+
+    def export_options(self, data: BoxData, test: dict[str, Any]) -> dict[str, Any]:
+        images, index = data.test.arrays(1000, self.seed)
+        split = data.test.take(index)
+        targets = {n: getattr(split, n) for n in ("boxes", "classes", "difficult")}
+        return super().export_options(data, test) | {
+            "evaluation": (images, targets),
+            "metric": mean_average_precision,
+            "labels": data.classes,
+            "max_loss": self.max_loss,
+        }
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean over the classes that have objects."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
+def unpadded(outputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return a detector's outputs picture by picture, without the places beyond `count`."""
+    return [
+        {name: outputs[name][i, :n] for name in ("boxes", "scores", "classes")}
+        for i, n in enumerate(outputs["count"])
+    ]
+
+
+def mean_average_precision(
+    outputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
+) -> float:
+    """Return VOC's mAP50 of a file's outputs, all in pixels of the input.
+
+    Args:
+        outputs: `boxes`, `scores`, `classes`, `count`.
+        targets: `boxes`, `classes` (-1 where there is nothing) and `difficult`.
+    """
+    real = [
+        {name: targets[name][i][kinds >= 0] for name in ("boxes", "classes", "difficult")}
+        for i, kinds in enumerate(targets["classes"])
+    ]
+    count = int(targets["classes"].max(initial=0)) + 1
+    return mean(detection_metrics.voc(real, unpadded(outputs), count)[0])
+
+
+def detect(
+    model: keras.Model, split: BoxSplit, batch_size: int = 32
+) -> tuple[list[dict[str, np.ndarray]], np.ndarray, float]:
+    """Return what a model finds, in pixels of the original pictures.
+
+    Returns:
+        (detections of each readable picture, which pictures of the split these are, pictures a
+        second without the first batch).
+    """
+    found, index, spent, counted = [], [], 0.0, 0
+    for images, targets in split.batches(batch_size).as_numpy_iterator():
+        start = time.perf_counter()
+        outputs = model.predict_on_batch(images)
+        outputs = {name: ops.convert_to_numpy(value) for name, value in outputs.items()}
+        if found:
+            spent, counted = spent + time.perf_counter() - start, counted + len(images)
+        for place, seen in zip(targets["index"], unpadded(outputs), strict=True):
+            found.append(seen | {"boxes": split.frames[place].back(seen["boxes"])})
+            index.append(int(place))
+    return found, np.array(index, int), counted / spent if spent else float("nan")
+
+
+def draw(split: BoxSplit, found, classes, path: Path) -> None:
+    """Draw up to 20 evenly chosen pictures with what was found and what is there."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, 20).round().astype(int))
+    few = split.take(chosen)
+    images, _ = few.arrays()
+    drawn = []
+    for i, place in enumerate(chosen):
+        seen, n = found[place], few.labels[i]
+        sure = seen["scores"] >= _SHOWN
+        labels = [
+            f"{classes[k]} {s:.2f}"
+            for k, s in zip(seen["classes"][sure], seen["scores"][sure], strict=True)
+        ]
+        boxes = few.frames[i].place(seen["boxes"][sure])
+        drawn.append((few.boxes[i, :n], boxes, labels))
+    heading = f"Test pictures: found with a score of {_SHOWN} or more (yellow), there (white)"
+    report.boxes(images, drawn, heading, path)
