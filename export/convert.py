@@ -81,8 +81,11 @@ class Interface:
         ]
         if self.softmax:
             self.outputs = (dataclasses.replace(self.outputs[0], name="probabilities"),)
-        self.layers = frozenset(
-            layer.name for layer in self.model._flatten_layers(include_self=False)
+        layers = [*self.model._flatten_layers(include_self=False)]
+        self.layers = frozenset(layer.name for layer in layers)
+        # A layer whose attribute keeps_float is True computes in float32 in every file.
+        self.exact = frozenset(
+            layer.name for layer in layers if getattr(layer, "keeps_float", False)
         )
         self.normalization = normalization
         if normalization is not None:

@@ -44,7 +44,8 @@ def files_table(manifest: Mapping) -> str:
     """Return the files with size, difference to Keras, accuracy and speed as a Markdown table."""
     reference = manifest["reference"]
     embeds = any("mean_cosine" in file for file in manifest["files"])
-    likeness = "mean cosine" if embeds else "same top-1"
+    detects = any("matched" in file for file in manifest["files"])
+    likeness = "mean cosine" if embeds else "same detections" if detects else "same top-1"
     header = ["file", "MB", "max difference", "mean difference", likeness]
     header += [reference["metric"]] if reference else []
     rows = []
@@ -52,8 +53,7 @@ def files_table(manifest: Mapping) -> str:
         row = [
             file["file"],
             f"{file['bytes'] / 1e6:.2f}",
-            f"{file['max_difference']:.1e}",
-            f"{file['mean_difference']:.1e}",
+            *(_power(file[name]) for name in ("max_difference", "mean_difference")),
             _likeness(file),
         ]
         if reference:
@@ -160,10 +160,16 @@ def _in_float(file: Mapping) -> str:
 
 
 def _likeness(file: Mapping) -> str:
-    """Return how alike a file's answers and Keras' are: of embeddings the cosine, else classes."""
+    """Return how alike a file's answers and Keras' are: cosines, detections or classes."""
     if "mean_cosine" in file:
         return f"{file['mean_cosine']:.5f}"
+    if "matched" in file:
+        return f"{file['matched']:.2%}"
     return "-" if file["agreement"] is None else f"{file['agreement']:.2%}"
+
+
+def _power(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def _words(value: Mapping | str) -> str:

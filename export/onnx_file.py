@@ -219,10 +219,10 @@ class Quantizer:
         calibration: arrays by input name.
 
     Attributes:
-        refused: the units that no runtime would take in int8: none.
+        refused: units that stay in float32 in any case.
     """
 
-    refused = ()
+    refused: Sequence[Unit] = ()
 
     def __init__(self, model, calibration: dict[str, np.ndarray]):
         import onnx
@@ -258,7 +258,7 @@ class Quantizer:
         """
         from onnxruntime import quantization
 
-        model = exposed(self.model, outputs)
+        model, keep = exposed(self.model, outputs), [*keep, *self.refused]
         with _quietly():
             work = quantization.QDQQuantizer(
                 model,

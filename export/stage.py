@@ -213,6 +213,8 @@ def _check_labels(labels: Sequence[str] | None, interface: Interface) -> None:
         return
     metadata.labels_text(labels)
     sizes = {p.name: p.shape[-1] for p in interface.outputs if p.shape}
+    if set(sizes) >= verify.DETECTIONS - {"count"}:
+        return  # classes are numbers there, not columns
     if len(labels) not in sizes.values():
         shown = ", ".join(f"'{name}' has {size}" for name, size in sizes.items())
         raise InputError(
@@ -262,8 +264,10 @@ class _Judge:
                 "examples": len(chosen),
             }
         embeds = verify.EMBEDDINGS in self.reference
+        detects = set(self.reference) >= verify.DETECTIONS
         self.bounds = {
-            p: verify.bound(p, max_loss, self.metric is not None, embeds) for p in precisions
+            p: verify.bound(p, max_loss, self.metric is not None, embeds, detects)
+            for p in precisions
         }
 
     def __call__(self, path: Path, precision: str) -> tuple[dict, str | None]:
@@ -337,7 +341,10 @@ class _Source:
 
     @functools.cached_property
     def quantizer(self):
-        return self.home.Quantizer(self.model, self.calibration)
+        quantizer = self.home.Quantizer(self.model, self.calibration)
+        exact = [u for u in quantizer.units if self._layer(u.label) in self.interface.exact]
+        quantizer.refused = (*quantizer.refused, *exact)
+        return quantizer
 
     def make(self, precision: str):
         if precision == "int8":
@@ -350,7 +357,12 @@ class _Source:
     def layers(self, kept: Sequence[sensitivity.Unit]) -> list[str]:
         """Return the names of the layers of some units."""
         names = sensitivity.named(self.quantizer.units, self._layer)
-        return [layer for unit, layer in names.items() if unit in kept]
+        exact = self.interface.exact
+        return [
+            layer
+            for unit, layer in names.items()
+            if unit in kept and self._layer(unit.label) not in exact
+        ]
 
     def _layer(self, name: str) -> str | None:
         return layer_in(name, self.interface.layers)
@@ -525,8 +537,11 @@ def _line(entry: Mapping) -> str:
     parts = [
         f"{entry['file']}: verified",
         f"{entry['bytes'] / 1e6:.2f} MB",
-        f"max difference {entry['max_difference']:.2g}",
     ]
+    if entry["max_difference"] is not None:
+        parts.append(f"max difference {entry['max_difference']:.2g}")
+    if "matched" in entry:
+        parts.append(f"{entry['matched']:.2%} of the detections match")
     if agreement is not None:
         parts.append(f"agreement {agreement:.1%}")
     if "mean_cosine" in entry:

@@ -7,6 +7,11 @@ import numpy as np
 from tiffin.export.errors import InputError
 
 EMBEDDINGS = "embeddings"  # an output of this name is compared by its direction
+# Outputs of these names are compared detection by detection: two of about the same score may
+# change places.
+DETECTIONS = frozenset({"boxes", "scores", "classes", "count"})
+_SURE = 0.3  # score from which a detection has to have a counterpart, whatever the precision
+_LEAST_MATCHED = 0.99
 _LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "int8_dynamic": 0.99}
 # A class is decided where Keras' own probability leads the next by this much.
 DECIDED = 0.1
@@ -27,7 +32,9 @@ def accuracy(outputs: Mapping[str, np.ndarray], targets: np.ndarray) -> float:
     return float(np.mean(scores.argmax(-1) == targets.ravel()))
 
 
-def bound(precision: str, max_loss: float, evaluated: bool, embeds: bool = False) -> dict:
+def bound(
+    precision: str, max_loss: float, evaluated: bool, embeds: bool = False, detects: bool = False
+) -> dict:
     """Return the limits that a file of this precision has to keep, as the manifest states them.
 
     Args:
@@ -35,7 +42,20 @@ def bound(precision: str, max_loss: float, evaluated: bool, embeds: bool = False
         max_loss: how much of the task's metric fp16 and int8 may lose.
         evaluated: whether there is evaluation data for that metric.
         embeds: whether an output is called `embeddings`.
+        detects: whether the outputs are a detector's, `DETECTIONS`.
     """
+    if detects:
+        if precision == "fp32":
+            return {
+                "detections_matched": _LEAST_MATCHED,
+                "matched": "same class, corners within 1 (pixel), score within 0.001 of Keras'",
+            }
+        if evaluated:
+            return {"metric_loss": max_loss}
+        return {
+            "sure_detections_found": 0.98 if precision == "fp16" else 0.9,
+            "found": f"those of score {_SURE} or more: same class, IoU 0.5, score within 0.1",
+        }
     limits = {"mean_cosine_of_embeddings": _LEAST_COSINE[precision]} if embeds else {}
     if precision == "fp32":
         return limits | {"max_difference": 1e-4, "relative_to": "max(1, largest absolute output)"}
@@ -92,6 +112,65 @@ def compare(reference: np.ndarray, output: np.ndarray, embeddings: bool = False)
     return result
 
 
+def compare_detections(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> dict:
+    """Measure how a detector's outputs depart from Keras', detection by detection.
+
+    Args:
+        reference: `boxes` `[n, size, 4]`, `scores` `[n, size]`, `classes` `[n, size]`, `count`
+            `[n]` from Keras.
+        outputs: the same from the file.
+
+    Returns:
+        `matched`, the share of detections on either side with a counterpart on the other of the
+        same class, corners within 1 and scores within 0.001; `sure_found`, the share of Keras'
+        detections of score 0.3 or more with one of the same class, an IoU of 0.5 and a score within
+        0.1; None if there are none. `detections`, how many Keras has.
+    """
+    matched = total = found = sure = 0
+    for i, (n, m) in enumerate(zip(reference["count"], outputs["count"], strict=True)):
+        a = {
+            name: np.asarray(reference[name][i][:n], np.float64) for name in DETECTIONS - {"count"}
+        }
+        b = {name: np.asarray(outputs[name][i][:m], np.float64) for name in DETECTIONS - {"count"}}
+        same = a["classes"][:, None] == b["classes"][None]
+        apart = np.abs(a["scores"][:, None] - b["scores"][None])
+        corners = np.abs(a["boxes"][:, None] - b["boxes"][None]).max(-1, initial=0)
+        twins = same & (corners <= 1) & (apart <= 1e-3)
+        matched += int(twins.any(1).sum()) + int(twins.any(0).sum())
+        total += int(n) + int(m)
+        low = np.maximum(a["boxes"][:, None, :2], b["boxes"][None, :, :2])
+        high = np.minimum(a["boxes"][:, None, 2:], b["boxes"][None, :, 2:])
+        shared = (high - low).clip(0).prod(-1)
+        areas = [(x["boxes"][:, 2:] - x["boxes"][:, :2]).clip(0).prod(-1) for x in (a, b)]
+        overlap = shared >= 0.5 * (areas[0][:, None] + areas[1][None] - shared)
+        near = same & overlap & (shared > 0) & (apart <= 0.1)
+        mine = a["scores"] >= _SURE
+        found += int(near[mine].any(1).sum())
+        sure += int(mine.sum())
+    return {
+        "matched": matched / total if total else 1.0,
+        "sure_found": found / sure if sure else None,
+        "detections": int(np.sum(reference["count"])),
+    }
+
+
+def _detection_reasons(measured: Mapping, limits: Mapping) -> list[str]:
+    reasons = []
+    if (least := limits.get("detections_matched", 0)) > measured["matched"]:
+        reasons.append(
+            f"'boxes' and the others match Keras' in {measured['matched']:.1%} of the detections, "
+            f"less than {least:.0%}"
+        )
+    if (least := limits.get("sure_detections_found", 0)) > (measured["sure_found"] or 1):
+        reasons.append(
+            f"'boxes' and the others have {measured['sure_found']:.1%} of the detections that "
+            f"Keras is sure of, less than {least:.0%}"
+        )
+    return reasons
+
+
 def degenerate(reference: np.ndarray, output: np.ndarray) -> str | None:
     """Say how an output is broken by any bound: not finite, or constant where Keras' is not."""
     if output.shape != reference.shape:
@@ -133,10 +212,13 @@ def verify(
     """
     if missing := set(reference) ^ set(outputs):
         return {}, f"'{min(missing)}' is not an output of both"
-    measured, reasons = {}, []
+    measured, reasons, entry = {}, [], {}
+    detects = set(reference) >= DETECTIONS
     for name, wanted in reference.items():
         if broken := degenerate(wanted, outputs[name]):
             reasons.append(f"'{name}' {broken}")
+            continue
+        if detects:
             continue
         m = measured[name] = compare(wanted, outputs[name], name == EMBEDDINGS)
         least = limits.get("mean_cosine_of_embeddings", -1)
@@ -161,8 +243,11 @@ def verify(
                     f"'{name}' has a relative RMS error of {m['relative_rms_error']:.3g}, more "
                     f"than {limits['relative_rms_error']}"
                 )
+    if detects and not reasons:
+        entry = compare_detections(reference, outputs)
+        reasons = _detection_reasons(entry, limits)
     first = next(iter(measured.values()), {})
-    entry = {
+    entry |= {
         "max_difference": max((m["max_difference"] for m in measured.values()), default=None),
         "mean_difference": max((m["mean_difference"] for m in measured.values()), default=None),
         "agreement": first.get("agreement"),
@@ -176,7 +261,7 @@ def verify(
         value = entry["metric"] = float(metric(dict(outputs), targets))
         loss = reference_metric - value
         if "metric_loss" in limits and not loss <= limits["metric_loss"] + 1e-9:
-            worst = max(measured, key=lambda n: measured[n]["relative_rms_error"])
+            worst = max(measured, key=lambda n: measured[n]["relative_rms_error"], default="scores")
             reasons.append(
                 f"'{worst}' costs {loss:.3g} of the metric ({value:.4g} against Keras' "
                 f"{reference_metric:.4g}), more than {limits['metric_loss']:.3g}"

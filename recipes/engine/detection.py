@@ -27,15 +27,15 @@ class Detector(keras.Model):
 
     Args:
         network: a model from `image` to a dictionary of raw outputs.
-        losses: a function of targets (`boxes` float `[batch, n, 4]`, `classes` int `[batch, n]`, -1
+        criterion: a function of targets (`boxes` float `[batch, n, 4]`, `classes` int `[batch, n]`, -1
             where there is nothing) and raw outputs to a dictionary of scalars, whose sum is the
             loss.
         parts: the names in that dictionary.
     """
 
-    def __init__(self, network: keras.Model, losses: Callable, parts: Sequence[str]):
+    def __init__(self, network: keras.Model, criterion: Callable, parts: Sequence[str]):
         super().__init__(name=network.name)
-        self.network, self.losses = network, losses
+        self.network, self.criterion = network, criterion
         self.parts = [keras.metrics.Mean(name=name) for name in parts]
         self.build(network.input_shape)
 
@@ -43,7 +43,7 @@ class Detector(keras.Model):
         return self.network(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        values = self.losses(y, y_pred)
+        values = self.criterion(y, y_pred)
         for part in self.parts:
             part.update_state(values[part.name])
         return sum(values.values())
