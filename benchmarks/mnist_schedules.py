@@ -5,11 +5,12 @@
     python benchmarks/mnist_schedules.py margin --epochs 3 --digits 6000 --batch-size 64
 
 The last is a shortened schedule, for a CPU. The recipes' networks, losses and optimizers on all
-60,000 training digits, or the first so many, held in memory, tested once at the end: no validation split, no files on the way, and no TensorFlow, so that it runs on a
-machine with nothing but JAX or PyTorch and a GPU. `margin` takes batches of 256 for 85 epochs, the
-paper's 20,000 iterations. A training that --runs holds is not run again, so several processes can
-share the work and --minutes can end it early. Markdown of all that is there is printed at the end;
-`center` draws the features too, as center.png beside the runs.
+60,000 training digits, or the first so many, held in memory, tested once at the end: no validation
+split, no files on the way, and no TensorFlow, so that it runs on a machine with nothing but JAX or
+PyTorch and a GPU. `margin` takes batches of 256 for 85 epochs, the paper's 20,000 iterations. A
+training that --runs holds is not run again, so several processes can share the work and --minutes
+can end it early. Markdown of all that is there is printed at the end; `center` draws the features
+too, as center.png beside the runs.
 """
 
 import argparse

@@ -27,9 +27,9 @@ class Detector(keras.Model):
 
     Args:
         network: a model from `image` to a dictionary of raw outputs.
-        criterion: a function of targets (`boxes` float `[batch, n, 4]`, `classes` int `[batch, n]`, -1
-            where there is nothing) and raw outputs to a dictionary of scalars, whose sum is the
-            loss.
+        criterion: a function of targets (`boxes` float `[batch, n, 4]`, `classes` int
+            `[batch, n]`, -1 where there is nothing) and raw outputs to a dictionary of scalars,
+            whose sum is the loss.
         parts: the names in that dictionary.
     """
 
