@@ -45,10 +45,10 @@ from tiffin.recipes.engine.training import main
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
-    "ssd_small": (2016, 128, 0, 0, None, "VOC"),
-    "ssd300_vgg16": (2016, 300, 26_285_486, 0, 25.7, "VOC"),
-    "ssd512_vgg16": (2016, 512, 0, 0, 23.2, "VOC"),
-    "ssdlite320_mobilenet_v2": (2018, 320, 0, 0, None, "COCO"),
+    "ssd_small": (2016, 128, 1_319_604, 203_978_752, None, "VOC"),
+    "ssd300_vgg16": (2016, 300, 26_285_486, 31_373_537_792, 25.7, "VOC"),
+    "ssd512_vgg16": (2016, 512, 27_188_676, 90_207_908_864, 23.2, "VOC"),
+    "ssdlite320_mobilenet_v2": (2018, 320, 4_386_058, 808_414_144, None, "COCO"),
 }
 
 # Figure 2 and section 3.1: the maps that are looked at, those behind the backbone made by a 1x1
@@ -261,6 +261,7 @@ class Config(Detection):
     def raw(self, input_shape, classes, normalization) -> keras.Model:
         network = self.call_builder(input_shape, normalization, classes=classes)
         self.boxes = default_boxes(network, self.model, self.scales)
+        self.size = input_shape[:2]
         return network
 
     def losses(self, targets: Mapping, outputs: Mapping) -> dict:
@@ -284,8 +285,7 @@ class Config(Detection):
         return {"box_loss": box, "class_loss": ops.sum(ops.where(chosen, said, 0.0)) / total}
 
     def decode(self, outputs: Mapping) -> tuple:
-        size = self.image_size or self.default_size
-        boxes = DecodeBoxes(self.boxes, VARIANCES, (size, size), name="boxes")(outputs["deltas"])
+        boxes = DecodeBoxes(self.boxes, VARIANCES, self.size, name="boxes")(outputs["deltas"])
         return boxes, layers.Softmax(name="scores")(outputs["logits"])[..., 1:]
 
 

@@ -18,9 +18,14 @@ ENTRIES = registry.recipes()
 LOADER = """
 import sys, keras, numpy as np, tiffin.layers
 model = keras.saving.load_model(sys.argv[1], safe_mode=True)
-answer = model(np.load(sys.argv[2]), training=False)
-np.save(sys.argv[3], keras.ops.convert_to_numpy(answer))
+answer = keras.tree.flatten(model(np.load(sys.argv[2]), training=False))
+np.savez(sys.argv[3], *map(keras.ops.convert_to_numpy, answer))
 """
+
+
+def answers(model, images) -> list[np.ndarray]:
+    """Return a model's outputs as arrays."""
+    return [*map(keras.ops.convert_to_numpy, keras.tree.flatten(model(images, training=False)))]
 
 
 def train_save_load_export(
@@ -31,6 +36,13 @@ def train_save_load_export(
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch, size, size, 3)).astype("float32")
     labels = np.arange(batch) // 2  # two of each, for losses that compare
+    if config.task == "detection":
+        # Of all sizes, so that every map has one to learn, and some places without any.
+        half = np.array([0.05, 0.09, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.47])[:, None]
+        center = np.repeat([0.375, 0.25, 0.5], [4, 2, 4])[:, None]
+        boxes = np.tile((center + half * [-1, -1, 1, 1]) * size, (batch, 1, 1))
+        classes = np.where(np.arange(len(half)) > 3 * labels[:, None], labels[:, None], -1)
+        labels = {"boxes": boxes.astype("float32"), "classes": classes.astype("int32")}
     for layer in config.body(model).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # As in a trained net: with fresh statistics activations double at every block, and
@@ -55,23 +67,26 @@ def train_save_load_export(
     inference.save(directory / "model.keras")
     np.save(directory / "images.npy", images)
     if fresh:
-        paths = [str(directory / part) for part in ("model.keras", "images.npy", "loaded.npy")]
+        paths = [str(directory / part) for part in ("model.keras", "images.npy", "loaded.npz")]
         subprocess.run([sys.executable, "-c", LOADER, *paths], check=True)
-        loaded = np.load(paths[2])
+        loaded = [*np.load(paths[2]).values()]
     else:
         model = keras.saving.load_model(directory / "model.keras", safe_mode=True)
-        loaded = keras.ops.convert_to_numpy(model(images, training=False))
-    expected = keras.ops.convert_to_numpy(inference(images, training=False))
-    np.testing.assert_allclose(loaded, expected, atol=1e-5)
+        loaded = answers(model, images)
+    for again, expected in zip(loaded, answers(inference, images), strict=True):
+        np.testing.assert_allclose(again, expected, atol=1e-5)
     pixels = images.astype("uint8")
     manifest = tiffin.export.export(
         inference, directory / "export", precisions=precisions, calibration=pixels
     )
+    made = [(file["format"], file["precision"]) for file in manifest["files"]]
+    assert made == [(form, p) for form in ("onnx", "tflite") for p in precisions]
+    if config.task == "detection":
+        assert [o["name"] for o in manifest["outputs"]] == ["boxes", "classes", "count", "scores"]
+        return  # equal detections are the stage's own check, and its own tests'
     (output,) = manifest["outputs"]
     if output["name"] == "probabilities":
         expected = np.exp(expected - np.logaddexp.reduce(expected, axis=1, keepdims=True))
-    made = [(file["format"], file["precision"]) for file in manifest["files"]]
-    assert made == [(form, p) for form in ("onnx", "tflite") for p in precisions]
     for file in manifest["files"]:
         outputs = tiffin.export.load(directory / "export" / file["file"])(pixels)[output["name"]]
         if file["precision"] != "int8":  # of which the stage has its own verdict
