@@ -170,6 +170,8 @@ def main() -> None:
         title, text = "Center loss by its weight", center(runs, options.runs, data[1][1])
     else:
         title, text = "L-softmax by its margin", margin(runs)
+    if options.epochs or options.digits:
+        title += ", a shortened schedule"
     print(f"## {title} (MNIST)\n")
     # Where the digits and the results lie is nobody's affair.
     hidden = {"--arrays", str(options.arrays), "--runs", str(options.runs)}

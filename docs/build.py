@@ -73,6 +73,16 @@ TASKS = {
         "verification {verification_accuracy:.2%} of {pairs:,} pairs from {examples:,} images, "
         "equal error rate {equal_error_rate:.2%}, threshold {threshold:.3f}",
     ),
+    "detection": (
+        ["mAP50", "COCO AP", "images/s"],
+        lambda test: [
+            percent(test["map50"]),
+            percent(test["coco"]["AP"]),
+            f"{test['images_per_second']:.1f}",
+        ],
+        "mAP50 {map50:.2%} (11 points {map50_11_points:.2%}), COCO AP {coco[AP]:.2%} of "
+        "{examples:,} images, {images_per_second:.1f} images a second",
+    ),
 }
 
 

@@ -222,7 +222,9 @@ def read_history(directory: Path) -> list[dict[str, float]]:
 def markdown(metrics: dict[str, Any], directory: Path) -> str:
     """Return `report.md` for a run's metrics."""
     test = metrics["test"]
-    numbers = [[k, f"{v:.4f}"] for k, v in test.items() if isinstance(v, float)]
+    flat = test | {f"COCO {name}": value for name, value in test.get("coco", {}).items()}
+    numbers = [[k, f"{v:.4f}"] for k, v in flat.items() if isinstance(v, float)]
+    numbers += [[f"mistakes: {k}", v] for k, v in test.get("mistakes", {}).items()]
     parts = [
         f"# {metrics['model']} on {metrics['data']}",
         f"`{metrics['command']}`",
