@@ -24,6 +24,7 @@ LOSSES = {
     "A-softmax, m = 4": ["a_softmax", "--annealing", "100", "0.1", "1", "5"],
     "AM-softmax": ["am_softmax"],
     "ArcFace": ["arcface", "--scale", "30"],
+    "AM-softmax, 100 epochs": ["am_softmax", "--epochs", "100"],
 }
 
 
@@ -31,9 +32,9 @@ def run(name: str, arguments: list[str], options: argparse.Namespace) -> dict:
     """Return the metrics of one training, from an earlier time if it is there."""
     folder = options.runs / name
     if not (folder / "metrics.json").exists():
-        command = [Path(sys.executable).with_name("tiffin"), "train", *arguments]
-        command += ["--data", options.data, "--output", folder]
-        subprocess.run(list(map(str, [*command, *options.more])), check=True, stdout=sys.stderr)
+        command = [Path(sys.executable).with_name("tiffin"), "train", arguments[0]]
+        command += ["--data", options.data, "--output", folder, *options.more, *arguments[1:]]
+        subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     return json.loads((folder / "metrics.json").read_text())
 
 

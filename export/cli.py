@@ -107,57 +107,89 @@ class Export:
 
 @dataclasses.dataclass
 class Predict:
-    """Classify images with a .keras, .onnx or .tflite file.
+    """Classify images, or detect objects in them, with a .keras, .onnx or .tflite file.
+
+    A detector's boxes are drawn on the images, which are written to --output.
 
     examples:
       tiffin predict phone/resnet20_int8.tflite cat.jpg dog.jpg
-      tiffin predict runs/resnet/2026-01-31_12-00-00 photos/
+      tiffin predict runs/ssd/2026-01-31_12-00-00 photos/ --score 0.5
     """
 
     file: Path
     """A .keras, .onnx or .tflite file, or the folder of a run."""
     images: tuple[Path, ...]
     """Image files, or folders of them."""
+    score: float = 0.3
+    """Of a detector: least score of what is shown."""
+    output: Path = Path("detections")
+    """Of a detector: folder for the images with boxes drawn on them."""
     imports: tuple[str, ...] = ()
     """Python modules that define the model's own layers (.keras only)."""
 
     def run(self) -> None:
-        """Print the five most probable classes of each image."""
-        import numpy as np
+        """Print the five most probable classes, or the objects, of each image."""
+        from tiffin.export import detections, runtime
+        from tiffin.export.images import load_image
 
-        from tiffin.export import runtime
-
+        if not 0 <= self.score <= 1:
+            raise InputError(f"--score {self.score}: it is a share, from 0 to 1.")
         paths = list(_image_files(self.images))
         file = _model_file(self.file)
         if file.suffix == ".keras":
             _import_layers(self.imports)
         runner = runtime.load(file)
-        tensor = _image_input(runner)
-        labels = find_labels(file)
+        tensor, labels = _image_input(runner), find_labels(file)
+        detector = detections.detects(runner)
         failed = []
         for path in paths:
             try:
-                image = _read_image(path, tensor)
+                image = load_image(path) if detector else _read_image(path, tensor)
             except InputError as error:
                 failed.append(error)
                 if len(paths) > 1:
                     print(f"Skipped: {error}", file=sys.stderr)
                 continue
-            scores = probabilities(runner(image[None]), runner)[0]
-            if labels and len(labels) != len(scores):
-                raise InputError(
-                    f"{file} has {len(scores)} classes, but there are {len(labels)} labels: "
-                    "put the labels.txt that belongs to it beside it."
-                )
             print(path)
-            for index in np.argsort(-scores, kind="stable")[:_TOP]:
-                print(f"  {scores[index]:6.1%}  {labels[index] if labels else f'class {index}'}")
+            if detector:
+                self._detect(runner, image, labels, self._drawn(path))
+            else:
+                self._classify(runner, image, labels)
         if len(failed) == len(paths):
             raise (
                 failed[0]
                 if len(paths) == 1
                 else InputError(f"None of the {len(paths)} images could be read.")
             )
+
+    def _classify(self, runner: "Runner", image: "np.ndarray", labels) -> None:
+        import numpy as np
+
+        scores = probabilities(runner(image[None]), runner)[0]
+        if labels and len(labels) != len(scores):
+            raise InputError(
+                f"{runner} has {len(scores)} classes, but there are {len(labels)} labels: "
+                "put the labels.txt that belongs to it beside it."
+            )
+        for index in np.argsort(-scores, kind="stable")[:_TOP]:
+            print(f"  {scores[index]:6.1%}  {labels[index] if labels else f'class {index}'}")
+
+    def _detect(self, runner: "Runner", image: "np.ndarray", labels, drawn: Path) -> None:
+        from tiffin.export import detections
+
+        found = detections.find(runner, image, self.score)
+        for one in found:
+            at = ", ".join(f"{value:.0f}" for value in one.box)
+            print(f"  {one.score:6.1%}  {detections.name(one, labels)}  (y1, x1, y2, x2: {at})")
+        detections.draw(image, found, labels, drawn)
+        print(f"  {len(found)} found, drawn in {drawn}")
+
+    def _drawn(self, path: Path) -> Path:
+        """Return where a picture goes: as in the folder that it was found in."""
+        folder = next(
+            (f for f in self.images if f.is_dir() and path.is_relative_to(f)), path.parent
+        )
+        return self.output / path.relative_to(folder).with_suffix(".png")
 
 
 @dataclasses.dataclass

@@ -296,6 +296,31 @@ def _complete(parts: dict[str, Split], kind: str, classes: list[str], seed: int,
     return ImageData(kind, classes, train, parts["validation"], parts["test"])
 
 
+def join(parts: list[Split]) -> Split:
+    """Return the examples of several splits of one kind as one."""
+
+    def together(arrays):
+        return None if any(a is None for a in arrays) else np.concatenate(arrays)
+
+    return Split(
+        np.concatenate([part.labels for part in parts]),
+        parts[0].size,
+        together([part.images for part in parts]),
+        together([part.paths for part in parts]),
+    )
+
+
+def in_pairs(split: Split, others: Split) -> Split:
+    """Return a split sorted by class, with an example from `others` for each that is alone.
+
+    A loss of pairs says nothing of pictures whose like is in another batch, or nowhere.
+    """
+    alone = np.flatnonzero(np.bincount(split.labels) == 1)
+    found, first = np.unique(others.labels, return_index=True)
+    whole = join([split, others.take(first[np.isin(found, alone)])])
+    return whole.take(np.argsort(whole.labels, kind="stable"))
+
+
 def hold_out(data: ImageData, share: float, seed: int) -> ImageData:
     """Return the data with some classes in the test split alone, and no others there.
 
@@ -319,18 +344,9 @@ def hold_out(data: ImageData, share: float, seed: int) -> ImageData:
     number = np.where(unseen, np.cumsum(unseen), np.cumsum(~unseen)) - 1
 
     def joined(parts: list[Split], which: np.ndarray) -> Split:
-        parts = [part.take(np.flatnonzero(which[part.labels])) for part in parts]
-        first = parts[0]
-
-        def together(arrays):
-            return None if any(a is None for a in arrays) else np.concatenate(arrays)
-
-        return Split(
-            number[np.concatenate([part.labels for part in parts])].astype(np.int32),
-            first.size,
-            together([part.images for part in parts]),
-            together([part.paths for part in parts]),
-        )
+        split = join([part.take(np.flatnonzero(which[part.labels])) for part in parts])
+        split.labels = number[split.labels].astype(np.int32)
+        return split
 
     names = np.array(data.classes, object)
     return dataclasses.replace(

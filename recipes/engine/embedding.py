@@ -12,7 +12,7 @@ import numpy as np
 from tiffin.export.errors import InputError
 from tiffin.layers import EmbeddingTrainer, MarginAnnealing, flat_embedding
 from tiffin.recipes.engine import registry, report, verification
-from tiffin.recipes.engine.data import ImageData, hold_out, load_images
+from tiffin.recipes.engine.data import ImageData, hold_out, in_pairs, load_images
 from tiffin.recipes.engine.image_recipe import ImageRecipe, predictions
 
 CLASSIFIER = "classifier.keras"
@@ -234,6 +234,10 @@ class PairRecipe(Embedding):
     @abc.abstractmethod
     def pair_loss(self) -> keras.losses.Loss:
         """Return the loss, from labels and embeddings."""
+
+    def load_data(self) -> ImageData:
+        data = super().load_data()
+        return dataclasses.replace(data, validation=in_pairs(data.validation, data.train))
 
     def network(self, input_shape, classes, normalization) -> keras.Model:
         return super().inference(self.embedder(input_shape, normalization))

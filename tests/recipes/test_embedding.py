@@ -15,7 +15,7 @@ from tiffin.export import InputError
 from tiffin.export.cli import Gallery, Verify
 from tiffin.recipes.embedding import am_softmax, arcface, center_loss, contrastive, l_softmax
 from tiffin.recipes.engine import registry
-from tiffin.recipes.engine.data import ImageData, Split, hold_out, load_images
+from tiffin.recipes.engine.data import ImageData, Split, hold_out, in_pairs, load_images
 
 
 def trainable(model):
@@ -139,6 +139,12 @@ def split(labels, size=8):
     labels = np.array(labels, np.int32)
     images = np.broadcast_to(labels[:, None, None, None], (len(labels), size, size, 3))
     return Split(labels, (size, size), images.astype(np.uint8))
+
+
+def test_validation_of_a_loss_of_pairs_has_pairs():
+    found = in_pairs(split([3, 1, 0, 1]), split([0, 0, 1, 2, 3, 3]))
+    assert found.labels.tolist() == [0, 0, 1, 1, 3, 3]
+    assert (found.images[:, 0, 0, 0] == found.labels).all()
 
 
 def test_held_out_classes_are_in_the_test_alone():
