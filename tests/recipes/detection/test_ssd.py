@@ -1,0 +1,173 @@
+"""SSD against published counts, torchvision's network and a loss written from the paper."""
+
+import keras
+import numpy as np
+import parity
+import pytest
+import torch
+
+from tiffin import recipes
+from tiffin.export import InputError
+from tiffin.recipes.detection import ssd
+from tiffin.recipes.engine import registry, summary
+
+
+@pytest.mark.parametrize(
+    "name, count, boxes",
+    [
+        # ssd.pytorch's counts for VOC, and the paper's numbers of boxes (sections 3.1 and 3.3)
+        ("ssd300_vgg16", 26_285_486, 8732),
+        ("ssd512_vgg16", 27_188_676, 24564),
+        # MobileNetV2, table 6: 4.3 M parameters and 0.8 B MACs on COCO
+        ("ssdlite320_mobilenet_v2", 4_386_058, 2434),
+        ("ssd_small", 1_319_604, 1520),
+    ],
+)
+def test_published_counts(name, count, boxes):
+    row = registry.find(name).variants[name]
+    model = recipes.build(name)
+    assert summary.trainable(model) == row.parameters == count
+    assert sum(layer.macs for layer in summary.rows(model)) == row.macs
+    assert model.output["deltas"].shape == (None, boxes, 4)
+    assert model.output["logits"].shape == (None, boxes, 1 + row.classes)
+    found = ssd.default_boxes(model, name)
+    assert found.shape == (boxes, 4) and (found[:, 2:] > found[:, :2]).all()
+
+
+@pytest.mark.full
+def test_raw_heads_and_boxes_are_torchvisions():
+    parity.torchvision_models()
+    from torchvision.models.detection import ssd300_vgg16
+    from torchvision.models.detection.image_list import ImageList
+
+    theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=21).eval()
+    random = np.random.default_rng(0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            fan = max(1, p[0].numel())
+            scale = (2 / fan) ** 0.5 if p.ndim > 1 else 0.05
+            p.copy_(torch.from_numpy(random.normal(0, scale, tuple(p.shape)).astype("float32")))
+        theirs.backbone.scale_weight.copy_(torch.linspace(15, 25, 512))
+    assert sum(p.numel() for p in theirs.parameters()) == 26_285_486
+    ours = recipes.build("ssd300_vgg16", classes=20)
+
+    def convolutions(module):
+        return [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
+
+    def give(layer, conv, order=None):
+        kernel, bias = conv.weight.permute(2, 3, 1, 0), conv.bias
+        if order is not None:
+            kernel, bias = kernel[..., order], bias[order]
+        layer.set_weights([kernel.detach().numpy(), bias.detach().numpy()])
+
+    body = [
+        layer
+        for layer in ours.layers
+        if isinstance(layer, keras.layers.Conv2D) and not layer.name.endswith(("deltas", "logits"))
+    ]
+    for layer, conv in zip(body, convolutions(theirs.backbone), strict=True):
+        give(layer, conv)
+    ours.get_layer("conv4_3_norm").set_weights([theirs.backbone.scale_weight.detach().numpy()])
+    sources = [row[0] for row in ssd.SSD300]
+    heads = convolutions(theirs.head.regression_head), convolutions(theirs.head.classification_head)
+    for source, box, kind in zip(sources, *heads, strict=True):
+        # They have x before y.
+        order = np.arange(box.out_channels).reshape(-1, 4)[:, [1, 0, 3, 2]].ravel()
+        give(ours.get_layer(f"{source}_deltas"), box, order)
+        give(ours.get_layer(f"{source}_logits"), kind)
+    x = random.normal(size=(1, 300, 300, 3)).astype("float32")
+    tensor = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad():
+        maps = list(theirs.backbone(tensor).values())
+        wanted = theirs.head(maps)
+        (boxes,) = theirs.anchor_generator(ImageList(tensor, [(300, 300)]), maps)
+    found = ours.predict_on_batch(x)
+    deltas = wanted["bbox_regression"].numpy()[..., [1, 0, 3, 2]]
+    for mine, other in ((found["deltas"], deltas), (found["logits"], wanted["cls_logits"].numpy())):
+        np.testing.assert_allclose(mine, other, atol=1e-3 * max(1, np.abs(other).max()))
+    # torchvision's boxes are COCO's; it cuts sides, not corners.
+    mine = ssd.default_boxes(ours, "ssd300_vgg16", (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05))
+    center, sides = (mine[:, :2] + mine[:, 2:]) / 2, (mine[:, 2:] - mine[:, :2]).clip(max=300)
+    wanted = boxes.numpy()[:, [1, 0, 3, 2]]
+    np.testing.assert_allclose(center - sides / 2, wanted[:, :2], atol=1e-2)
+    np.testing.assert_allclose(center + sides / 2, wanted[:, 2:], atol=1e-2)
+
+
+def test_loss_is_the_papers():
+    config = ssd.Config()
+    network = config.raw((128, 128, 3), 3, (127.5, 60.0))
+    random = np.random.default_rng(1)
+    count = len(config.boxes)
+    outputs = {
+        "deltas": random.normal(size=(2, count, 4)).astype("float32"),
+        "logits": random.normal(size=(2, count, 4)).astype("float32"),
+    }
+    real = np.array([[[10, 20, 40, 50], [60, 60, 110, 100]], [[5, 5, 20, 22], [0, 0, 0, 0]]], float)
+    kinds = np.array([[2, 0], [1, -1]])
+    targets = {"boxes": real.astype("float32"), "classes": kinds.astype("int32")}
+    found = {k: float(v) for k, v in config.losses(targets, outputs).items()}
+    box_loss = class_loss = matches = 0.0
+    for i in range(2):
+        things = real[i][kinds[i] >= 0]
+        a, b = config.boxes.astype(float)[:, None], things[None]
+        sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0)
+        shared = sides.prod(-1)
+        areas = [(z[..., 2:] - z[..., :2]).prod(-1) for z in (a, b)]
+        overlap = shared / (areas[0] + areas[1] - shared)
+        owner = np.where(overlap.max(1) >= 0.5, overlap.argmax(1), -1)
+        for thing in np.argsort(-overlap.max(0)):
+            owner[overlap[:, thing].argmax()] = thing
+        log_p = outputs["logits"][i] - np.log(np.exp(outputs["logits"][i]).sum(-1, keepdims=True))
+        for n in np.flatnonzero(owner >= 0):
+            box, anchor = things[owner[n]], config.boxes[n].astype(float)
+            h, w = box[2:] - box[:2]
+            ha, wa = anchor[2:] - anchor[:2]
+            wanted = [
+                ((box[0] + box[2]) - (anchor[0] + anchor[2])) / 2 / ha / 0.1,
+                ((box[1] + box[3]) - (anchor[1] + anchor[3])) / 2 / wa / 0.1,
+                np.log(h / ha) / 0.2,
+                np.log(w / wa) / 0.2,
+            ]
+            d = np.abs(outputs["deltas"][i, n] - wanted)
+            box_loss += np.where(d < 1, d**2 / 2, d - 0.5).sum()
+            class_loss -= log_p[n, 1 + kinds[i][owner[n]]]
+        positives = (owner >= 0).sum()
+        matches += positives
+        class_loss += np.sort(-log_p[owner < 0, 0])[::-1][: 3 * positives].sum()
+    assert network.output["logits"].shape == (None, count, 4) and matches >= 3
+    assert found["box_loss"] == pytest.approx(box_loss / matches, rel=1e-4)
+    assert found["class_loss"] == pytest.approx(class_loss / matches, rel=1e-4)
+
+
+def test_a_picture_without_objects_teaches_background():
+    config = ssd.Config()
+    config.raw((128, 128, 3), 3, (127.5, 60.0))
+    count = len(config.boxes)
+    outputs = {"deltas": np.ones((1, count, 4)), "logits": np.zeros((1, count, 4))}
+    outputs = {name: value.astype("float32") for name, value in outputs.items()}
+    targets = {"boxes": np.zeros((1, 1, 4), "float32"), "classes": np.full((1, 1), -1, "int32")}
+    found = {k: float(v) for k, v in config.losses(targets, outputs).items()}
+    assert found["box_loss"] == 0 and found["class_loss"] == pytest.approx(3 * np.log(4), rel=1e-5)
+
+
+def test_any_backbone_with_the_strides():
+    model = recipes.build("ssd_small", (96, 96, 3), 2, backbone="mobilenet_v1", alpha=0.25)
+    assert model.output["logits"].shape[1:] == (144 * 4 + 36 * 6 + 9 * 6 + 4 * 4, 3)
+    with pytest.raises(InputError, match="resnet20 has no map of stride 8"):
+        recipes.build("ssd_small", (96, 96, 3), 2, backbone="resnet20")
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (ssd.Config(scales=(0.1, 0.2)), "takes 5 numbers"),
+        (ssd.Config(match_iou=1.5), "--match-iou"),
+        (ssd.Config(score_threshold=1.0), "--score-threshold"),
+        (ssd.Config(detections=0), "--detections"),
+        (ssd.Config(backbone="arcface_r18"), "no classification network"),
+        (ssd.Config(augment=("mosaik",)), "did you mean 'mosaic'"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_loaded(config, message):
+    with pytest.raises(InputError, match=message):
+        config.run()
