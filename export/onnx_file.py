@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -217,14 +217,18 @@ class Quantizer:
     Args:
         model: `onnx.ModelProto` from `to_onnx`.
         calibration: arrays by input name.
+        exact: see `sensitivity.units`.
 
     Attributes:
-        refused: units that stay in float32 in any case.
+        refused: the units that stay in float32 in any case.
     """
 
-    refused: Sequence[Unit] = ()
-
-    def __init__(self, model, calibration: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        model,
+        calibration: dict[str, np.ndarray],
+        exact: Callable[[str], bool | None] = lambda name: False,
+    ):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, quant_utils
         from onnxruntime.quantization.calibrate import create_calibrator
@@ -247,6 +251,8 @@ class Quantizer:
             observer = create_calibrator(path, _QUANTIZED, str(Path(folder) / "observed.onnx"))
             observer.collect_data(Reader())
             self._ranges = observer.compute_data()
+        self._exact = exact
+        self.refused = [unit for unit in self.units if unit.exact]
 
     def __call__(self, only: Unit | None = None, keep: Sequence[Unit] = (), outputs=()):
         """Return the model in int8: QDQ, weights per channel, unsigned activations.
@@ -297,7 +303,7 @@ class Quantizer:
                     ";".join([*node.output, node.name, *(n for n in fixed[:1] if "/" in n)]),
                 )
             )
-        return units(steps)
+        return units(steps, self._exact)
 
     def ends(self) -> list[str]:
         """Return the model's outputs, before their softmax or sigmoid if they have one."""

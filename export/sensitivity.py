@@ -71,6 +71,7 @@ class Unit:
         result: the tensor that the last of them makes.
         weighted: whether it is a convolution or a matrix product.
         label: a name of its first operation that tells the layer.
+        exact: whether it is float32 in any case.
     """
 
     operation: str
@@ -78,6 +79,7 @@ class Unit:
     result: str
     weighted: bool
     label: str
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,9 @@ class Row:
     kept: bool
 
 
-def units(steps: Sequence[Step]) -> list[Unit]:
+def units(
+    steps: Sequence[Step], exact: Callable[[str], bool | None] = lambda name: False
+) -> list[Unit]:
     """Divide a graph into the parts that are quantised, or not, as a whole.
 
     A convolution, a matrix product, arithmetic with a constant of several numbers, and whatever
@@ -108,31 +112,40 @@ def units(steps: Sequence[Step]) -> list[Unit]:
 
     Args:
         steps: the operations, each behind those that it reads from.
+        exact: whether an operation of this name stays in float32 in any case; None where its name
+            tells no layer: then it does as what it reads from.
     """
     owner: dict[str, int] = {}
     parts: list[list[Step]] = []
+    kept: list[bool] = []
     for step in steps:
         origins = {owner.get(source) for source in step.sources}
+        exactly = exact(step.label or step.name)
+        if exactly is None:
+            exactly = bool(origins) and all(i is not None and kept[i] for i in origins)
         begins = step.operation in _KERNELS
         begins |= step.operation in _ARITHMETIC and step.constant > 1
-        if begins or len(origins) != 1 or None in origins:
+        begins |= len(origins) != 1 or None in origins
+        if begins or kept[next(iter(origins))] != exactly:
             parts.append([])
+            kept.append(exactly)
             index = len(parts) - 1
         else:
             index = origins.pop()
         parts[index].append(step)
         owner |= dict.fromkeys(step.results, index)
     result = []
-    for part in parts:
+    for part, exactly in zip(parts, kept, strict=True):
         taken = [step for step in part if step.quantized]
         # What only moves the model's own input does not round it.
         working = [step for step in taken if step.operation not in _MOVES]
-        if working:
-            head = working[0]
+        if working or (taken and exactly):
+            head = (working or taken)[0]
             nodes = tuple(step.name for step in taken)
             weighted = head.operation in _KERNELS and head.constant > 0
             label = head.label or head.name
-            result.append(Unit(head.operation, nodes, taken[-1].results[0], weighted, label))
+            end = taken[-1].results[0]
+            result.append(Unit(head.operation, nodes, end, weighted, label, exactly))
     return result
 
 

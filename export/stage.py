@@ -341,10 +341,7 @@ class _Source:
 
     @functools.cached_property
     def quantizer(self):
-        quantizer = self.home.Quantizer(self.model, self.calibration)
-        exact = [u for u in quantizer.units if self._layer(u.label) in self.interface.exact]
-        quantizer.refused = (*quantizer.refused, *exact)
-        return quantizer
+        return self.home.Quantizer(self.model, self.calibration, self._exact)
 
     def make(self, precision: str):
         if precision == "int8":
@@ -357,12 +354,11 @@ class _Source:
     def layers(self, kept: Sequence[sensitivity.Unit]) -> list[str]:
         """Return the names of the layers of some units."""
         names = sensitivity.named(self.quantizer.units, self._layer)
-        exact = self.interface.exact
-        return [
-            layer
-            for unit, layer in names.items()
-            if unit in kept and self._layer(unit.label) not in exact
-        ]
+        return [layer for unit, layer in names.items() if unit in kept and not unit.exact]
+
+    def _exact(self, name: str) -> bool | None:
+        layer = self._layer(name)
+        return None if layer is None else layer in self.interface.exact
 
     def _layer(self, name: str) -> str | None:
         return layer_in(name, self.interface.layers)

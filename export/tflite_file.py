@@ -5,7 +5,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,21 +102,30 @@ class Quantizer:
     Args:
         model: a `.tflite` file from `to_tflite`.
         calibration: arrays by input name.
+        exact: see `sensitivity.units`.
 
     Attributes:
-        refused: the units that no runtime would take in int8, which stay in float32.
+        refused: the units that stay in float32 in any case: exact ones, and those that no runtime
+            would take in int8.
 
     Raises:
         ExportError: the model holds a loop, which cannot be calibrated.
     """
 
-    def __init__(self, model: bytes, calibration: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        model: bytes,
+        calibration: dict[str, np.ndarray],
+        exact: Callable[[str], bool | None] = lambda name: False,
+    ):
         _refuse_loops(model)
         self.model = model
         self._exposed = functools.lru_cache(1)(functools.partial(exposed, model))
         with _quietly():
             self._ranges = _ranges(model, calibration)
-        self.refused = _refused(self._quantized(), self.units)
+        self._exact = exact
+        exactly = [unit for unit in self.units if unit.exact]
+        self.refused = [*exactly, *_refused(self._quantized(keep=exactly), self.units)]
 
     def __call__(
         self, only: Unit | None = None, keep: Sequence[Unit] = (), outputs: Sequence[str] = ()
@@ -195,7 +204,7 @@ class Quantizer:
                     largest if "/" in largest else "",
                 )
             )
-        return units(steps)
+        return units(steps, self._exact)
 
     def ends(self) -> list[str]:
         """Return the model's outputs, before their softmax or sigmoid if they have one."""

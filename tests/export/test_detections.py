@@ -1,0 +1,186 @@
+"""A detector set by hand: it finds squares of a colour, in all six files, and draws them."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiffin import layers
+from tiffin.export import ExportError, cli, load, stage, verify
+from tiffin.export.images import Frame
+
+LABELS = ("red", "green", "blue")
+CELL, SIDE = 16, 64
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """Return a model that finds a class in each 16 x 16 cell that is bright in its colour."""
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = keras.layers.AveragePooling2D(CELL)(keras.layers.Rescaling(1 / 255)(image))
+    logits, deltas = keras.layers.Conv2D(3, 1, name="logits"), keras.layers.Conv2D(4, 1, name="d")
+    scores = keras.layers.Reshape((-1, 3))(keras.layers.Activation("sigmoid")(logits(x)))
+    anchors = layers.grid_anchors([[20, 12]], (4, 4), (CELL, CELL))
+    boxes = layers.DecodeBoxes(anchors, (0.1, 0.2), (SIDE, SIDE))
+    boxes = boxes(keras.layers.Reshape((-1, 4))(deltas(x)))
+    found = layers.NonMaxSuppression(8, 0.5, 0.2, 20, name="detections")(boxes, scores)
+    model = keras.Model(image, found, name="squares")
+    logits.set_weights([10 * np.eye(3, dtype="float32")[None, None], np.full(3, -5.0)])
+    deltas.set_weights([np.zeros((1, 1, 3, 4)), np.zeros(4)])
+    return model
+
+
+def pictures(count, seed=0):
+    """Return pictures with a few bright cells, and their boxes and classes."""
+    random = np.random.default_rng(seed)
+    images = np.full((count, SIDE, SIDE, 3), 20, np.uint8)
+    boxes, classes = np.zeros((count, 3, 4), np.float32), np.full((count, 3), -1, np.int32)
+    for i in range(count):
+        for k, cell in enumerate(random.permutation(16)[: random.integers(0, 4)]):
+            y, x = CELL * (cell // 4), CELL * (cell % 4)
+            kind = random.integers(3)
+            level = random.integers(160, 256)
+            images[i, y : y + CELL, x : x + CELL, kind] = level
+            boxes[i, k], classes[i, k] = [y - 2, x + 2, y + 18, x + 14], kind
+    return images, boxes.clip(0, SIDE), classes
+
+
+def hits(outputs, targets):
+    """Return the share of objects whose class is found in their place."""
+    total = right = 0
+    for i, kinds in enumerate(targets["classes"]):
+        n = outputs["count"][i]
+        for box, kind in zip(targets["boxes"][i][kinds >= 0], kinds[kinds >= 0], strict=True):
+            near = np.abs(outputs["boxes"][i, :n] - box).max(-1) < 1
+            right += bool((near & (outputs["classes"][i, :n] == kind)).any())
+            total += 1
+    return right / total
+
+
+@pytest.fixture(scope="module")
+def folder(detector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector")
+    images, boxes, classes = pictures(40)
+    manifest = stage.export(
+        detector,
+        folder,
+        calibration=images,
+        evaluation=(images, {"boxes": boxes, "classes": classes}),
+        metric=hits,
+        labels=LABELS,
+        task="detection",
+        max_loss=0.02,
+        say=lambda line: None,
+    )
+    assert len(manifest["files"]) == 6 and not manifest["failed"]
+    assert manifest["reference"]["value"] == 1.0
+    for file in manifest["files"]:
+        assert file["matched"] >= (0.99 if file["precision"] == "fp32" else 0)
+        assert file["metric"] == 1.0 and file["detections"] > 40 and not file.get("float_layers")
+    detector.save(folder / "model.keras")
+    return folder
+
+
+def test_int8_keeps_places_in_float32(folder, detector):
+    images, _, _ = pictures(10, seed=3)
+    wanted = detector.predict(images, verbose=0)
+    for file in ("squares_int8.onnx", "squares_int8.tflite"):
+        got = load(folder / file)(images)
+        assert got["count"].tolist() == wanted["count"].tolist()
+        for i, n in enumerate(got["count"]):
+            mine, theirs = (sorted(o["boxes"][i, :n].round(3).tolist()) for o in (got, wanted))
+            np.testing.assert_allclose(mine, theirs, atol=0.01)
+
+
+def test_documents_speak_of_detections(folder):
+    card = (folder / "README.md").read_text() if (folder / "README.md").exists() else ""
+    card = card or next(folder.glob("*.md")).read_text()
+    assert "same detections" in card and "detections matched 0.99" in card
+
+
+@pytest.mark.parametrize("file", ["model.keras", "squares_fp32.onnx", "squares_int8.tflite"])
+def test_predict_draws_in_the_pictures_own_pixels(file, folder, tmp_path, capsys):
+    # Twice as wide as high: the network sees it 64 x 32 with grey above and below.
+    image = np.full((100, 200, 3), 20, np.uint8)
+    image[50:100, 100:150] = [20, 20, 250]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "in" / "deep" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    if file == "model.keras":
+        (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    words = [str(folder / file), str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    words += ["--score", "0.6"]  # the grey around it is a little of each colour
+    cli.parse(cli.Predict, words, "predict")
+    said = capsys.readouterr()
+    assert "blue" in said.out and "1 found" in said.out and "b.png" in said.err
+    # The cell at (32, 32), its box 20 high and 12 wide, of 3.125 pixels of the picture each.
+    at = said.out.split("x2: ")[1].split(")")[0]
+    np.testing.assert_allclose([*map(float, at.split(","))], [44, 106, 100, 144], atol=1)
+    drawn = np.asarray(Image.open(tmp_path / "out" / "deep" / "a.png"))
+    assert drawn.shape == image.shape and (drawn[70, 105:108] != image[70, 105:108]).any()
+    assert (drawn[20, 20] == image[20, 20]).all()
+
+
+def test_frames_map_there_and_back():
+    frame = Frame.around((100, 200), (64, 64))
+    assert (frame.scale, frame.top, frame.left) == (0.32, 16, 0)
+    boxes = np.array([[0, 0, 100, 200], [10, 20, 30, 40]], float)
+    np.testing.assert_allclose(frame.back(frame.place(boxes)), boxes)
+    assert frame.back([[0, 0, 64, 64]]).tolist() == [[0, 0, 100, 200]]
+
+
+def outputs(scores, boxes=None, classes=None):
+    scores = np.array(scores, np.float32)
+    n = scores.shape[1]
+    grid = np.arange(n)[:, None] * [30, 30, 30, 30] + [0, 0, 20, 20]
+    boxes = np.tile(grid, (len(scores), 1, 1)) if boxes is None else boxes
+    classes = np.zeros(scores.shape, int) if classes is None else classes
+    return {"boxes": boxes, "scores": scores, "classes": classes, "count": [n] * len(scores)}
+
+
+def test_detections_are_compared_one_by_one():
+    wanted = outputs([[0.9, 0.8, 0.2]])
+    assert verify.compare_detections(wanted, wanted)["matched"] == 1
+    # Two of the same score may change places.
+    order = [1, 0, 2]
+    turned = {k: v if k == "count" else v[:, order] for k, v in wanted.items()}
+    assert verify.compare_detections(wanted, turned)["matched"] == 1
+    for change in (
+        outputs([[0.9, 0.8, 0.21]]),
+        outputs([[0.9, 0.8, 0.2]], wanted["boxes"] + [0, 0, 0, 1.5] * np.eye(3)[None, :, :1]),
+        outputs([[0.9, 0.8, 0.2]], classes=np.array([[0, 1, 0]])),
+    ):
+        assert verify.compare_detections(wanted, change)["matched"] == pytest.approx(2 / 3)
+    less = {k: v if k == "count" else v[:, :2] for k, v in wanted.items()} | {"count": [2]}
+    found = verify.compare_detections(wanted, less)
+    assert found["matched"] == pytest.approx(4 / 5) and found["sure_found"] == 1
+    assert verify.compare_detections(wanted, outputs([[0.7, 0.75, 0.2]]))["sure_found"] == 0.5
+    nothing = outputs(np.zeros((1, 0)))
+    assert verify.compare_detections(nothing, nothing)["matched"] == 1
+
+
+def test_a_detector_that_answers_otherwise_is_refused(detector, tmp_path, monkeypatch):
+    images, boxes, classes = pictures(20)
+    honest = stage.runtime.load
+
+    def all_alike(path, threads=None):
+        runner = honest(path, threads)
+
+        def run(inputs):
+            found = runner(inputs)
+            if "scores" not in found:  # a probe with inner results
+                return found
+            return found | {"scores": np.full_like(found["scores"], 0.5)}
+
+        return type("Alike", (), {
+            "inputs": runner.inputs, "outputs": runner.outputs,
+            "__call__": lambda self, inputs: run(inputs),
+        })()  # fmt: skip
+
+    monkeypatch.setattr(stage.runtime, "load", all_alike)
+    with pytest.raises(ExportError, match="'scores' is the same for every input"):
+        stage.export(
+            detector, tmp_path, formats=("onnx",), precisions=("fp32",),
+            evaluation=(images, {"boxes": boxes, "classes": classes}), metric=hits,
+            say=lambda line: None,
+        )  # fmt: skip
