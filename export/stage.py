@@ -27,7 +27,7 @@ _PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", 
 _PACKAGES += ("litert_quantizer",)
 _QUANTIZATION = {
     "fp16": {"weights": "float16", "activations": "float32"},
-    ("onnx", "int8"): {"weights": "int8 per channel", "activations": "uint8"},
+    ("onnx", "int8"): {"weights": "int8 per channel, of 7 bits", "activations": "uint8"},
     ("tflite", "int8"): {"weights": "int8 per channel", "activations": "int8"},
     ("onnx", "int8_dynamic"): {
         "weights": "int8 per channel in matrix products and recurrent layers",
