@@ -61,8 +61,13 @@ def faces(options: argparse.Namespace) -> str:
                 " / ".join(f"{points:+.2f}" for points in lost),
             ]
         )
+    told = (
+        f"{test['pairs']} pairs of {test['examples']} pictures of people who are not in the "
+        "training; one seed. `deviation` is that of the ten folds."
+    )
     header = ["loss", "verification", "deviation", "equal error rate", "recall@1"]
-    return table([*header, "5-way one-shot", "int8 loss, points: ONNX / TFLite"], rows)
+    header += ["5-way one-shot", "int8 loss, points: ONNX / TFLite"]
+    return f"{told}\n\n{table(header, rows)}"
 
 
 def main() -> None:
