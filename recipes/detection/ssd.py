@@ -8,8 +8,7 @@ three for each object count in the loss.
 Liu et al. 2016, arXiv 1512.02325. SSDLite: Sandler et al. 2018 (MobileNetV2), arXiv 1801.04381,
 section 6.2: all convolutions behind the backbone are depthwise separable.
 
-Reproduces table 1 (VOC 2007, mAP50 in percent, trained on VOC 2007 and 2012): SSD300 74.3,
-SSD512 76.8. Ours, on other data: see docs/results.md.
+Reproduces table 1 (VOC 2007, mAP50 in percent): SSD300 74.3, SSD512 76.8. Ours: docs/results.md.
 
 Run it:
     python recipes/detection/ssd.py --export
@@ -39,8 +38,7 @@ from tiffin.layers import (
     ssd_scales,
     take_objects,
 )
-from tiffin.recipes.engine import registry
-from tiffin.recipes.engine.detection import Detection
+from tiffin.recipes.engine.detection import Detection, backbone_maps
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -63,11 +61,7 @@ SSD300 = (
     ("conv11_2", 128, 256, 1, "valid", (2,)),  #              1 x 1
 )
 SSD512 = (
-    # source     squeeze  filters  stride  padding  ratios    output at 512x512
-    ("conv4_3", None, None, None, None, (2,)),  #             64 x 64 x 512
-    ("fc7", None, None, None, None, (2, 3)),  #               32 x 32 x 1024
-    ("conv8_2", 256, 512, 2, "same", (2, 3)),  #              16 x 16
-    ("conv9_2", 128, 256, 2, "same", (2, 3)),  #              8 x 8
+    *SSD300[:4],  #                                           64 x 64 to 8 x 8
     ("conv10_2", 128, 256, 2, "same", (2, 3)),  #             4 x 4
     ("conv11_2", 128, 256, 2, "same", (2,)),  #               2 x 2
     ("conv12_2", 128, 256, 2, "same", (2,)),  #               1 x 1, by a 4x4 kernel
@@ -95,7 +89,7 @@ TABLES = {
     "ssd512_vgg16": (SSD512, "vgg16", {}, ssd_scales(7, 0.15, 0.9, 0.07)),
     "ssdlite320_mobilenet_v2": (SSDLITE, "mobilenet_v2", {}, (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1)),
 }
-STEPS = {300: (8, 16, 32, 64, 100, 300)}  # of the authors' code; elsewhere the size over the cells
+STEPS = {("ssd300_vgg16", 300): (8, 16, 32, 64, 100, 300)}  # the authors'; else size over cells
 VARIANCES = (0.1, 0.2)
 
 
@@ -134,10 +128,10 @@ def ssd(
         raise ValueError(f"input_shape {input_shape} must be a square.")
     table, own, options, _ = TABLES[variant]
     by_paper = own == "vgg16" and not backbone
-    lite = variant.startswith("ssdlite")
-    bn = {"momentum": bn_momentum}
-    body = _backbone(
-        backbone or own, input_shape, normalization, {} if backbone else options, alpha
+    lite, bn = variant.startswith("ssdlite"), {"momentum": bn_momentum}
+    own, options = (backbone, {}) if backbone else (own, options)
+    body = backbone_maps(
+        own, input_shape, normalization, **options | ({"alpha": alpha} if alpha else {})
     )
     x, outputs = None, {"deltas": [], "logits": []}
     for source, squeeze, filters, stride, padding, ratios in table:
@@ -152,12 +146,9 @@ def ssd(
         elif squeeze:
             x = _extra(x, source, squeeze, filters, stride, padding, by_paper, lite, bn)
         else:
-            strides = {"conv4_3": "stride_8", "fc7": "stride_16"}
-            name = strides.get(source, source)
+            name = {"conv4_3": "stride_8", "fc7": "stride_16"}.get(source, source)
             if name not in body:
-                raise InputError(
-                    f"{backbone} has no map of {name.replace('_', ' ')} for {variant}."
-                )
+                raise InputError(f"{own} has no map of {name.replace('_', ' ')} for {variant}.")
             x = body[name]
         boxes = 2 + 2 * len(ratios)
         for kind, width in (("deltas", 4), ("logits", 1 + classes)):
@@ -168,24 +159,6 @@ def ssd(
         for kind, parts in outputs.items()
     }
     return keras.Model(body["image"], outputs, name=variant)
-
-
-def _backbone(name: str, input_shape, normalization, options: dict, alpha: float | None) -> dict:
-    """Return a classification network's input and its maps by stride."""
-    if alpha is not None:
-        options = options | {"alpha": alpha}
-    if name.startswith("vgg"):
-        options = options | {"pool_padding": "same"}  # 75 cells become 38, not 37
-    if name == "mobilenet_v2":
-        network = registry.build(
-            name, input_shape, normalization=normalization, include_top=False, **options
-        )
-        inside = network.get_layer("block_13_expand_relu").output
-        return {"image": network.input, "stride_16": inside, "stride_32": network.output}
-    network = registry.build(
-        name, input_shape, normalization=normalization, features=True, **options
-    )
-    return {"image": network.input, **network.output}
 
 
 def _extra(x, name, squeeze, filters, stride, padding, by_paper, lite, bn):
@@ -216,9 +189,7 @@ def default_boxes(network: keras.Model, variant: str, scales=None):
     table, _, _, own = TABLES[variant]
     size = network.input_shape[1]
     grids = [network.get_layer(f"{row[0]}_deltas").output.shape[1] for row in table]
-    steps = (
-        STEPS.get(size, [size / n for n in grids]) if table is SSD300 else [size / n for n in grids]
-    )
+    steps = STEPS.get((variant, size), [size / n for n in grids])
     return ssd_boxes(size, grids, steps, scales or own, [row[-1] for row in table])
 
 
@@ -242,14 +213,13 @@ class Config(Detection):
     """Background boxes in the loss for each that has an object, the hardest."""
     optimizer: str = "adam"
     learning_rate: float = 2e-3
-    weight_decay: float = 5e-4
     builder: ClassVar = staticmethod(ssd)
     parts: ClassVar = ("box_loss", "class_loss")
 
     def check(self) -> None:
         super().check()
         count = len(TABLES[self.model][0]) + 1
-        if self.scales is not None and (len(self.scales) != count or min(self.scales) <= 0):
+        if self.scales and (len(self.scales) != count or min(self.scales) <= 0):
             raise InputError(f"--scales: {self.model} takes {count} numbers above 0.")
         if not 0 < self.match_iou < 1 or not self.negatives > 0:
             raise InputError("--match-iou lies between 0 and 1, and --negatives above 0.")
@@ -272,16 +242,15 @@ class Config(Detection):
         positive = matched >= 0
         count = ops.sum(ops.cast(positive, "int32"), axis=1)
         total = ops.maximum(ops.cast(ops.sum(count), "float32"), 1.0)
-        # Where nothing is matched the box itself stands in, so that no number is out of bounds.
         real = take_objects(targets["boxes"], matched)
-        real = ops.where(positive[..., None], real, self.boxes[None])
+        real = ops.where(positive[..., None], real, self.boxes[None])  # finite in any case
         wanted = encode_boxes(real, self.boxes[None], VARIANCES)
         box = ops.sum(smooth_l1(wanted, outputs["deltas"]), axis=-1)
         box = ops.sum(ops.where(positive, box, 0.0)) / total
         said = sparse_cross_entropy(take_objects(kinds + 1, matched), outputs["logits"])
         most = ops.cast(ops.cast(count, "float32") * self.negatives, "int32")
-        # A picture without objects teaches by its three hardest boxes.
-        chosen = positive | hardest(said, ~positive, ops.maximum(most, 3))
+        most = ops.maximum(most, 3)  # also in a picture without objects
+        chosen = positive | hardest(said, ~positive, most)
         return {"box_loss": box, "class_loss": ops.sum(ops.where(chosen, said, 0.0)) / total}
 
     def decode(self, outputs: Mapping) -> tuple:

@@ -258,3 +258,23 @@ def draw(split: BoxSplit, found, classes, path: Path) -> None:
         drawn.append((few.boxes[i, :n], boxes, labels))
     heading = f"Test pictures: found with a score of {_SHOWN} or more (yellow), there (white)"
     report.boxes(images, drawn, heading, path)
+
+
+def backbone_maps(name: str, input_shape, normalization, **options) -> dict:
+    """Return a classification network's input, `image`, and its maps, `stride_8` and the like.
+
+    Args:
+        name: of the network.
+        input_shape, normalization: of the picture.
+        **options: of its builder.
+    """
+    if name.startswith("vgg"):
+        options["pool_padding"] = "same"  # 75 cells become 38, not 37
+    built = {"normalization": normalization, **options}
+    if name == "mobilenet_v2":
+        # SSDLite looks inside of the block that makes the last map of stride 16.
+        network = registry.build(name, input_shape, include_top=False, **built)
+        inside = network.get_layer("block_13_expand_relu").output
+        return {"image": network.input, "stride_16": inside, "stride_32": network.output}
+    network = registry.build(name, input_shape, features=True, **built)
+    return {"image": network.input, **network.output}
