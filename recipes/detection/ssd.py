@@ -130,9 +130,8 @@ def ssd(
     by_paper = own == "vgg16" and not backbone
     lite, bn = variant.startswith("ssdlite"), {"momentum": bn_momentum}
     own, options = (backbone, {}) if backbone else (own, options)
-    body = backbone_maps(
-        own, input_shape, normalization, **options | ({"alpha": alpha} if alpha else {})
-    )
+    options = options | ({"alpha": alpha} if alpha else {})
+    body = backbone_maps(own, input_shape, normalization, **options)
     x, outputs = None, {"deltas": [], "logits": []}
     for source, squeeze, filters, stride, padding, ratios in table:
         if by_paper and source == "conv4_3":
@@ -249,8 +248,7 @@ class Config(Detection):
         box = ops.sum(ops.where(positive, box, 0.0)) / total
         said = sparse_cross_entropy(take_objects(kinds + 1, matched), outputs["logits"])
         most = ops.cast(ops.cast(count, "float32") * self.negatives, "int32")
-        most = ops.maximum(most, 3)  # also in a picture without objects
-        chosen = positive | hardest(said, ~positive, most)
+        chosen = positive | hardest(said, ~positive, ops.maximum(most, 3))  # 3 where nothing is
         return {"box_loss": box, "class_loss": ops.sum(ops.where(chosen, said, 0.0)) / total}
 
     def decode(self, outputs: Mapping) -> tuple:
