@@ -141,6 +141,7 @@ class Predict:
         runner = runtime.load(file)
         tensor, labels = _image_input(runner), find_labels(file)
         detector = detections.detects(runner)
+        drawn = self._drawn(paths) if detector else {}
         failed = []
         for path in paths:
             try:
@@ -152,7 +153,7 @@ class Predict:
                 continue
             print(path)
             if detector:
-                self._detect(runner, image, labels, self._drawn(path))
+                self._detect(runner, image, labels, drawn[path])
             else:
                 self._classify(runner, image, labels)
         if len(failed) == len(paths):
@@ -184,12 +185,22 @@ class Predict:
         detections.draw(image, found, labels, drawn)
         print(f"  {len(found)} found, drawn in {drawn}")
 
-    def _drawn(self, path: Path) -> Path:
-        """Return where a picture goes: as in the folder that it was found in."""
-        folder = next(
-            (f for f in self.images if f.is_dir() and path.is_relative_to(f)), path.parent
-        )
-        return self.output / path.relative_to(folder).with_suffix(".png")
+    def _drawn(self, paths: Sequence[Path]) -> dict[Path, Path]:
+        """Return where each picture goes: below --output as they lie below what they share.
+
+        Raises:
+            InputError: one of them would be overwritten.
+        """
+        top = os.path.commonpath([path.resolve().parent for path in paths])
+        result = {}
+        for path in paths:
+            place = self.output / path.resolve().relative_to(top)
+            # Beside cat.jpg there may be a cat.png.
+            ended = place if place.suffix == ".png" else place.with_name(f"{place.name}.png")
+            if ended.resolve() == path.resolve():
+                raise InputError(f"{path} would be overwritten: name another folder with --output.")
+            result[path] = ended
+        return result
 
 
 @dataclasses.dataclass

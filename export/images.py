@@ -117,8 +117,13 @@ class Frame:
     def around(cls, original: tuple[int, int], size: tuple[int, int]) -> "Frame":
         """Return the frame of a picture of this size in the middle of an input of that."""
         scale = min(size[0] / original[0], size[1] / original[1])
-        height, width = (max(1, round(n * scale)) for n in original)
+        height, width = cls(size, scale, 0, 0, original).inner
         return cls(size, scale, (size[0] - height) // 2, (size[1] - width) // 2, original)
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Height and width of the picture in the input."""
+        return tuple(max(1, round(n * self.scale)) for n in self.original)
 
     def place(self, boxes: np.ndarray) -> np.ndarray:
         """Turn boxes `[..., 4]` in pixels of the picture into pixels of the input."""
@@ -144,7 +149,7 @@ def framed(image, size: tuple[int, int], fill: int = FRAME) -> tuple[np.ndarray,
     from PIL import Image
 
     frame = Frame.around((image.height, image.width), size)
-    height, width = (max(1, round(n * frame.scale)) for n in frame.original)
+    height, width = frame.inner
     result = np.full((*size, 3), fill, np.uint8)
     result[frame.top : frame.top + height, frame.left : frame.left + width] = np.asarray(
         image.resize((width, height), Image.Resampling.BILINEAR)

@@ -39,6 +39,7 @@ from tiffin.layers import (
     take_objects,
 )
 from tiffin.recipes.engine.detection import Detection, backbone_maps
+from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -130,7 +131,7 @@ def ssd(
     by_paper = own == "vgg16" and not backbone
     lite, bn = variant.startswith("ssdlite"), {"momentum": bn_momentum}
     own, options = (backbone, {}) if backbone else (own, options)
-    options = options | ({"alpha": alpha} if alpha else {})
+    options = options | ({} if alpha is None else {"alpha": alpha})
     body = backbone_maps(own, input_shape, normalization, **options)
     x, outputs = None, {"deltas": [], "logits": []}
     for source, squeeze, filters, stride, padding, ratios in table:
@@ -149,9 +150,8 @@ def ssd(
             if name not in body:
                 raise InputError(f"{own} has no map of {name.replace('_', ' ')} for {variant}.")
             x = body[name]
-        boxes = 2 + 2 * len(ratios)
         for kind, width in (("deltas", 4), ("logits", 1 + classes)):
-            y = _head(x, boxes * width, f"{source}_{kind}", lite, bn)
+            y = _head(x, (2 + 2 * len(ratios)) * width, f"{source}_{kind}", lite, bn)
             outputs[kind].append(layers.Reshape((-1, width), name=f"{source}_{kind}_rows")(y))
     outputs = {
         kind: layers.Concatenate(axis=1, dtype="float32", name=kind)(parts)
@@ -198,7 +198,7 @@ class Config(Detection):
 
     examples:
       tiffin train ssd --export
-      tiffin train ssd300_vgg16 --data voc/2007 --weights imagenet
+      tiffin train ssd300_vgg16 --data voc/2007 --augment iou_crop zoom_out horizontal_flip
       tiffin train ssd --data cells/ --image-size 256 --augment iou_crop zoom_out horizontal_flip
     """
 
@@ -210,7 +210,7 @@ class Config(Detection):
     """Least overlap at which a default box is an object's."""
     negatives: float = 3.0
     """Background boxes in the loss for each that has an object, the hardest."""
-    optimizer: str = "adam"
+    optimizer: OptimizerName = "adam"
     learning_rate: float = 2e-3
     builder: ClassVar = staticmethod(ssd)
     parts: ClassVar = ("box_loss", "class_loss")

@@ -23,6 +23,7 @@ from keras import layers
 from tiffin.export.errors import InputError
 from tiffin.layers import CenterLoss, EmbeddingTrainer, PReLU, image_input
 from tiffin.recipes.engine.embedding import MarginRecipe
+from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -84,7 +85,7 @@ class Config(MarginRecipe):
     """Lambda, the weight of center loss; 0: softmax alone."""
     center_alpha: float = 0.5
     """How far the centres move in a step, from 0 to 1."""
-    optimizer: str = "adam"
+    optimizer: OptimizerName = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 5e-4
     builder: ClassVar = staticmethod(center_loss)

@@ -26,6 +26,7 @@ from keras import layers
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import BatchNormalization, ContrastiveLoss, TripletLoss, image_input
 from tiffin.recipes.engine.embedding import PairRecipe
+from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -105,7 +106,7 @@ class Config(PairRecipe):
     triplets."""
     balanced: bool = True
     """Contrastive loss: count pairs of a class and others alike, half and half."""
-    optimizer: str = "adam"
+    optimizer: OptimizerName = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     builder: ClassVar = staticmethod(contrastive)

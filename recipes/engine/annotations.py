@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +81,10 @@ def read(root: Path, problems: Problems) -> tuple[str, dict[str, list[Picture]],
     if root.is_file():
         if root.suffix.lower() != ".json":
             raise InputError(f"{root} is a file; --data takes a folder, or a COCO .json file.")
-        return ("COCO json", *_coco([root], root.parent, problems))
+        return ("COCO json", *_coco({root: _coco_table(root)}, root.parent, problems))
     if (root / "Annotations").is_dir():
         return "Pascal VOC folder", _voc(root, problems), None
-    if tables := [path for path in sorted(root.rglob("*.json")) if _is_coco(path)]:
+    if tables := _coco_tables(root):
         return ("COCO folder", *_coco(tables, root, problems))
     if (root / "data.yaml").exists() or any(root.rglob("labels")):
         return ("YOLO folder", *_yolo(root, problems))
@@ -204,39 +204,50 @@ def _number(element, tag: str) -> float:
         return math.nan
 
 
-def _is_coco(path: Path) -> bool:
-    if path.stat().st_size < 20:
-        return False
+def _coco_tables(root: Path) -> dict[Path, dict]:
+    """Return the COCO tables under a folder; of COCO's own set those of boxes alone."""
+    found = {}
+    for path in sorted(root.rglob("*.json")):
+        try:
+            table = _coco_table(path)
+        except InputError:
+            continue  # whatever it is, another file tells what the folder holds
+        if {"images", "categories"} <= set(table):
+            found[path] = table
+    boxes = {path: table for path, table in found.items() if path.stem.startswith("instances")}
+    return boxes or found
+
+
+def _coco_table(path: Path) -> dict:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(table, dict) and {"images", "categories"} <= set(table)
+        table = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no COCO file ({error}).") from error
+    return table if isinstance(table, dict) else {}
 
 
-def _coco(tables: list[Path], root: Path, problems: Problems):
+def _coco(tables: dict[Path, dict], root: Path, problems: Problems):
     parts: dict[str, list[Picture]] = {}
     classes: list[str] = []
-    for path in tables:
+    for path, table in tables.items():
         words = f"{path.parent.name} {path.stem}".lower().replace("_", " ")
         known = (part for word, part in _SPLITS.items() if word in words)
         part = next(known, "train") if len(tables) > 1 else "train"
-        found, names = _coco_table(path, root, problems)
+        found, names = _coco_pictures(path, table, root, problems)
         parts.setdefault(part, []).extend(found)
         classes += [name for name in names if name not in classes]
     return parts, classes
 
 
-def _coco_table(path: Path, root: Path, problems: Problems):
+def _coco_pictures(path: Path, table: dict, root: Path, problems: Problems):
     try:
-        table = json.loads(_text(path))
         names = {c["id"]: str(c["name"]) for c in table["categories"]}
         files = {image["id"]: str(image["file_name"]) for image in table["images"]}
         annotations = table.get("annotations", [])
         by_image = collections.defaultdict(list)
         for item in annotations:
             by_image[item["image_id"]].append(item)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no COCO file ({error!r}).") from error
     tops = [path.parent, root, *(p for p in sorted(root.iterdir()) if p.is_dir())]
     tops += [top / "images" for top in tops]
@@ -305,7 +316,7 @@ def _yolo_images(root: Path, settings: dict, problems: Problems) -> dict[str, li
                 problems.add("Split skipped", f"{key}: {entry} of data.yaml is not under {root}")
                 continue
             listed = (
-                [p for line in _text(place).split() if (p := inside(root, line))]
+                [p for line in _text(place).splitlines() if (p := inside(root, line.strip()))]
                 if place.is_file()
                 else sorted(place.rglob("*"))
             )
@@ -367,8 +378,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}).") from error
-
-
-def names_of(pictures: Sequence[Picture]) -> Iterator[str]:
-    """Yield the classes that occur, each once, in the order of the alphabet."""
-    yield from sorted({name for picture in pictures for name in picture.names})

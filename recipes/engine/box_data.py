@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from tiffin.export.errors import InputError
-from tiffin.export.images import Frame, load_framed
+from tiffin.export.images import Frame, framed, load_framed
 from tiffin.recipes.engine import annotations, scenes
 from tiffin.recipes.engine.data import (
-    SPLITS,
     TEST_SHARE,
     VALIDATION_SHARE,
     Split,
+    progress,
     read_pixels,
+    require_memory,
     tfds_builder,
+    tfds_splits,
 )
 
 SCENES = (2000, 200, 400)  # to train, validate, test
@@ -231,23 +233,13 @@ def _tfds(name: str, data_dir: Path | None, size: int, seed: int) -> BoxData:
     if things is None or not {"bbox", "label"} <= set(things):
         raise InputError(f"TFDS's {name} has no boxes: choose a detection set, such as voc/2007.")
     classes = list(things["label"].names)
-    problems, parts = annotations.Problems(), {}
-    for split in builder.info.splits:
-        if split in SPLITS and builder.info.splits[split].num_examples:
-            parts[SPLITS[split]] = _tfds_split(builder, split, size)
-    if "train" not in parts:
-        raise InputError(
-            f"TFDS's {name} has no training split; it has {list(builder.info.splits)}."
-        )
+    parts = tfds_splits(builder, lambda split: _tfds_split(builder, split, size))
     kind = f"TFDS {builder.info.full_name}"
-    return _completed(kind, classes, parts, problems, seed)
+    return _completed(kind, classes, parts, annotations.Problems(), seed)
 
 
 def _tfds_split(builder, split: str, size: int) -> BoxSplit:
     from PIL import Image
-
-    from tiffin.export.images import framed
-    from tiffin.recipes.engine.data import progress, require_memory
 
     count = builder.info.splits[split].num_examples
     require_memory(count, (size, size), f"{builder.info.full_name} ({split})")

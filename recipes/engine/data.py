@@ -310,15 +310,22 @@ def join(parts: list[Split]) -> Split:
     )
 
 
-def in_pairs(split: Split, others: Split) -> Split:
-    """Return a split sorted by class, with an example from `others` for each that is alone.
+def in_pairs(split: Split, others: Split, in_a_row: int, seed: int) -> Split:
+    """Return a split in the order of training, with one from `others` for each example alone.
 
-    A loss of pairs says nothing of pictures whose like is in another batch, or nowhere.
+    A loss of pairs says nothing of pictures whose like is in another batch, or nowhere, and little
+    of a batch that has nothing else.
+
+    Args:
+        split: the examples.
+        others: of the same classes.
+        in_a_row: examples of a class that stand together, at least 2.
+        seed: of the order.
     """
     alone = np.flatnonzero(np.bincount(split.labels) == 1)
     found, first = np.unique(others.labels, return_index=True)
     whole = join([split, others.take(first[np.isin(found, alone)])])
-    return whole.take(np.argsort(whole.labels, kind="stable"))
+    return whole.take(_shuffled(whole.labels, np.array([seed, 0]), max(2, in_a_row)).numpy())
 
 
 def hold_out(data: ImageData, share: float, seed: int) -> ImageData:
@@ -410,6 +417,19 @@ def tfds_builder(name: str, data_dir: Path | None, folder: str):
     return builder
 
 
+def tfds_splits(builder, read: Callable) -> dict:
+    """Return what `read` makes of each split that there is, by our name for it.
+
+    Raises:
+        InputError: there is none to train on.
+    """
+    splits = builder.info.splits
+    found = {SPLITS[n]: read(n) for n in splits if n in SPLITS and splits[n].num_examples}
+    if "train" not in found:
+        raise InputError(f"TFDS's {builder.name} has no training split; it has {list(splits)}.")
+    return found
+
+
 def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> ImageData:
     builder = tfds_builder(name, data_dir, "a folder that holds one folder of images a class")
     features = builder.info.features
@@ -418,14 +438,7 @@ def _tfds(name: str, data_dir: Path | None, size: int | None, seed: int) -> Imag
     classes, shape = features["label"].names, features["image"].shape
     native = shape[:2] if None not in shape[:2] else (224, 224)
     target = (size, size) if size else tuple(native)
-    parts = {}
-    for split in builder.info.splits:
-        if split in SPLITS and builder.info.splits[split].num_examples:
-            parts[SPLITS[split]] = _tfds_split(builder, split, target)
-    if "train" not in parts:
-        raise InputError(
-            f"TFDS's {name} has no training split; it has {list(builder.info.splits)}."
-        )
+    parts = tfds_splits(builder, lambda split: _tfds_split(builder, split, target))
     return _complete(parts, f"TFDS {builder.info.full_name}", list(classes), seed, name)
 
 

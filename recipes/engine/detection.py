@@ -120,8 +120,6 @@ class Detection(ImageRecipe):
 
     def inference(self, model: keras.Model) -> keras.Model:
         network = self.body(model)
-        if isinstance(network.output, dict) and "count" in network.output:
-            return network
         boxes, scores = self.decode(network.output)
         suppression = NonMaxSuppression(
             self.detections,
@@ -161,17 +159,17 @@ class Detection(ImageRecipe):
         result = {
             "map50": mean(ap),
             "map50_11_points": mean(ap11),
-            "coco": detection_metrics.coco(real, found, count),
+            "coco": {n: finite(v) for n, v in detection_metrics.coco(real, found, count).items()},
             "mistakes": wrong,
             "images_per_second": rate,
             "examples": len(real),
             "classes": {
-                name: {"AP50": float(ap[k]), "objects": objects[k]}
+                name: {"AP50": finite(ap[k]), "objects": objects[k]}
                 for k, name in enumerate(data.classes)
             },
         }
         print(
-            f"Test: mAP50 {result['map50']:.2%}, COCO AP {result['coco']['AP']:.2%} of "
+            f"Test: mAP50 {result['map50']:.2%}, COCO AP {result['coco']['AP'] or 0:.2%} of "
             f"{len(real)} images; at score {_SHOWN}: "
             + ", ".join(f"{number} {kind}" for kind, number in wrong.items())
         )
@@ -187,6 +185,11 @@ class Detection(ImageRecipe):
             "labels": data.classes,
             "max_loss": self.max_loss,
         }
+
+
+def finite(value: float) -> float | None:
+    """Return a figure as JSON can hold it: None where there was nothing to measure."""
+    return float(value) if np.isfinite(value) else None
 
 
 def mean(values: np.ndarray) -> float:
@@ -226,19 +229,20 @@ def detect(
 
     Returns:
         (detections of each readable picture, which pictures of the split these are, pictures a
-        second without the first batch).
+        second).
     """
-    found, index, spent, counted = [], [], 0.0, 0
+    found, index, spent = [], [], 0.0
     for images, targets in split.batches(batch_size).as_numpy_iterator():
+        if not found:
+            model.predict_on_batch(images)  # the first call compiles
         start = time.perf_counter()
         outputs = model.predict_on_batch(images)
         outputs = {name: ops.convert_to_numpy(value) for name, value in outputs.items()}
-        if found:
-            spent, counted = spent + time.perf_counter() - start, counted + len(images)
+        spent += time.perf_counter() - start
         for place, seen in zip(targets["index"], unpadded(outputs), strict=True):
             found.append(seen | {"boxes": split.frames[place].back(seen["boxes"])})
             index.append(int(place))
-    return found, np.array(index, int), counted / spent if spent else float("nan")
+    return found, np.array(index, int), len(found) / spent
 
 
 def draw(split: BoxSplit, found, classes, path: Path) -> None:

@@ -237,7 +237,8 @@ class PairRecipe(Embedding):
 
     def load_data(self) -> ImageData:
         data = super().load_data()
-        return dataclasses.replace(data, validation=in_pairs(data.validation, data.train))
+        validation = in_pairs(data.validation, data.train, self.in_a_row, self.seed)
+        return dataclasses.replace(data, validation=validation)
 
     def network(self, input_shape, classes, normalization) -> keras.Model:
         return super().inference(self.embedder(input_shape, normalization))

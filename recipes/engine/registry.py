@@ -157,7 +157,6 @@ def options_of(builder: Callable) -> list[str]:
     from tiffin.layers import Top
 
     kinds = inspect.signature(builder).parameters
-    named = [name for name, p in kinds.items() if p.kind is not p.VAR_KEYWORD and name != "variant"]
-    if len(named) + ("variant" in kinds) == len(kinds):
-        return named
-    return named + [name for name in Top.__annotations__ if name not in named]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in kinds.values())
+    known = {n: None for n, p in kinds.items() if p.kind is not p.VAR_KEYWORD and n != "variant"}
+    return [*(known | dict.fromkeys(Top.__annotations__) if open_ended else known)]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tiffin import layers
-from tiffin.export import ExportError, cli, load, stage, verify
+from tiffin.export import ExportError, InputError, cli, documents, load, stage, verify
 from tiffin.export.images import Frame
 
 LABELS = ("red", "green", "blue")
@@ -93,8 +93,7 @@ def test_int8_keeps_places_in_float32(folder, detector):
 
 
 def test_documents_speak_of_detections(folder):
-    card = (folder / "README.md").read_text() if (folder / "README.md").exists() else ""
-    card = card or next(folder.glob("*.md")).read_text()
+    card = (folder / documents.CARD).read_text()
     assert "same detections" in card and "detections matched 0.99" in card
 
 
@@ -116,9 +115,24 @@ def test_predict_draws_in_the_pictures_own_pixels(file, folder, tmp_path, capsys
     # The cell at (32, 32), its box 20 high and 12 wide, of 3.125 pixels of the picture each.
     at = said.out.split("x2: ")[1].split(")")[0]
     np.testing.assert_allclose([*map(float, at.split(","))], [44, 106, 100, 144], atol=1)
-    drawn = np.asarray(Image.open(tmp_path / "out" / "deep" / "a.png"))
+    drawn = np.asarray(Image.open(next((tmp_path / "out").rglob("a.png"))))
     assert drawn.shape == image.shape and (drawn[70, 105:108] != image[70, 105:108]).any()
     assert (drawn[20, 20] == image[20, 20]).all()
+
+
+def test_predict_overwrites_no_picture(folder, tmp_path):
+    for name in ("a/x.png", "b/x.png", "a/x.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((64, 64, 3), 99, np.uint8)).save(tmp_path / name)
+    file, out = str(folder / "squares_fp32.onnx"), tmp_path / "out"
+    pictures = [str(tmp_path / "a"), str(tmp_path / "b" / "x.png")]
+    cli.parse(cli.Predict, [file, *pictures, "--output", str(out)], "predict")
+    found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png"))
+    assert found == ["a/x.jpg.png", "a/x.png", "b/x.png"]
+    before = (tmp_path / "a" / "x.png").read_bytes()
+    with pytest.raises(InputError, match="would be overwritten"):
+        cli.parse(cli.Predict, [file, pictures[0], "--output", pictures[0]], "predict")
+    assert (tmp_path / "a" / "x.png").read_bytes() == before
 
 
 def test_frames_map_there_and_back():

@@ -142,9 +142,15 @@ def split(labels, size=8):
 
 
 def test_validation_of_a_loss_of_pairs_has_pairs():
-    found = in_pairs(split([3, 1, 0, 1]), split([0, 0, 1, 2, 3, 3]))
-    assert found.labels.tolist() == [0, 0, 1, 1, 3, 3]
+    found = in_pairs(split([3, 1, 0, 1]), split([0, 0, 1, 2, 3, 3]), 4, seed=0)
+    assert sorted(found.labels) == [0, 0, 1, 1, 3, 3]
+    assert (found.labels[::2] == found.labels[1::2]).all()
     assert (found.images[:, 0, 0, 0] == found.labels).all()
+    # Of many of each class no batch is of one alone.
+    found = in_pairs(split(np.repeat(np.arange(10), 64)), split(np.arange(10)), 4, seed=0)
+    rows = found.labels.reshape(-1, 4)
+    assert (rows == rows[:, :1]).all()
+    assert all(len(np.unique(batch)) > 4 for batch in found.labels.reshape(-1, 64))
 
 
 def test_held_out_classes_are_in_the_test_alone():

@@ -1,15 +1,19 @@
 """SSD against published counts, torchvision's network and a loss written from the paper."""
 
+import dataclasses
+import json
+
 import keras
 import numpy as np
 import parity
 import pytest
 import torch
+from PIL import Image
 
 from tiffin import recipes
 from tiffin.export import InputError
 from tiffin.recipes.detection import ssd
-from tiffin.recipes.engine import registry, summary
+from tiffin.recipes.engine import registry, scenes, summary
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,41 @@ def test_a_picture_without_objects_teaches_background():
     targets = {"boxes": np.zeros((1, 1, 4), "float32"), "classes": np.full((1, 1), -1, "int32")}
     found = {k: float(v) for k, v in config.losses(targets, outputs).items()}
     assert found["box_loss"] == 0 and found["class_loss"] == pytest.approx(3 * np.log(4), rel=1e-5)
+
+
+def test_a_whole_run_on_a_folder(tmp_path):
+    """Scenes in YOLO form: train, evaluate, leave pictures and strict JSON, go on."""
+    for part, (images, boxes, classes) in zip(
+        ("train", "val", "test"), scenes.make((12, 4, 5), 64, seed=3), strict=True
+    ):
+        for i, (image, these, kinds) in enumerate(zip(images, boxes, classes, strict=True)):
+            for kind in ("images", "labels"):
+                (tmp_path / "set" / kind / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "set" / "images" / part / f"{i}.png")
+            y1, x1, y2, x2 = these.T / 64
+            rows = np.stack([kinds, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], 1)
+            np.savetxt(tmp_path / "set" / "labels" / part / f"{i}.txt", rows)
+    (tmp_path / "set" / "classes.txt").write_text("\n".join(scenes.CLASSES))
+    # Not the last picture of the test: one that cannot be read must not shift the others.
+    (tmp_path / "set" / "images" / "test" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    config = ssd.Config(
+        data=str(tmp_path / "set"), image_size=64, epochs=1, batch_size=4,
+        augment=("mosaic", "iou_crop", "color_jitter"), output=tmp_path / "run",
+    )  # fmt: skip
+    config.run()
+
+    def refuse(word):
+        raise ValueError(word)
+
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    test = json.loads(text, parse_constant=refuse)["test"]
+    assert test["examples"] == 4 and 0 <= test["map50"] <= 1 and test["images_per_second"] > 0
+    assert set(test["classes"]) == set(scenes.CLASSES)
+    drawn = {p.stem for p in (tmp_path / "run").glob("*.png")}
+    assert drawn == {"augmented", "confusion", "curves", "detections", "precision_recall"}
+    assert "COCO AP50" in (tmp_path / "run" / "report.md").read_text()
+    dataclasses.replace(config, resume=True, epochs=2).run()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 2
 
 
 def test_any_backbone_with_the_strides():
