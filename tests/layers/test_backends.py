@@ -11,15 +11,23 @@ import pytest
 OTHERS = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
 
 
-@pytest.mark.parametrize("backend", sorted(OTHERS))
-def test_layers_on(backend):
+def run(*arguments: str, **environment: str) -> None:
     here = Path(__file__).parent
     tests = [str(here / name) for name in ("test_layers.py", "test_losses.py", "test_boxes.py")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "KERAS_BACKEND": backend},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *tests],
+        env=os.environ | environment,
         cwd=here.parents[1],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("backend", sorted(OTHERS))
+def test_layers_on(backend):
+    run(KERAS_BACKEND=backend)
+
+
+def test_grouped_convolution_where_processors_lack_avx512():
+    run("-k", "grouped", KERAS_BACKEND="tensorflow", TF_ENABLE_ONEDNN_OPTS="0")

@@ -166,6 +166,23 @@ def test_grouped_convolution_is_torchs(options):
     assert layer.compute_output_shape(x.shape) == y.shape
 
 
+def test_grouped_convolution_has_torchs_gradient():
+    layer = layers.GroupedConv2D(12, 3, 2, groups=4, padding="valid")
+    x, kernel, target = normal(2, 9, 9, 8), normal(3, 3, 2, 12), normal(2, 4, 4, 12)
+
+    def product(x, kernel):
+        return ops.sum(layer.convolution_op(x, kernel) * target)
+
+    found = gradients(product, x, kernel)
+    doubles = [torch.from_numpy(a).double().requires_grad_() for a in (x, kernel)]
+    y = torch.nn.functional.conv2d(
+        doubles[0].movedim(-1, 1), doubles[1].permute(3, 2, 0, 1), stride=2, groups=4
+    )
+    (y.movedim(1, -1) * torch.from_numpy(target)).sum().backward()
+    for gradient, wanted in zip(found, doubles, strict=True):
+        np.testing.assert_allclose(gradient, wanted.grad, atol=1e-4)
+
+
 def test_grouped_convolution_trains():
     image = keras.Input((6, 6, 8))
     x = layers.GroupedConv2D(8, 3, groups=4, padding="same", activation="relu")(image)
