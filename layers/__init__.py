@@ -33,6 +33,7 @@ from tiffin.layers.boxes import (
 )
 from tiffin.layers.center_loss import CenterLoss
 from tiffin.layers.convolution import GroupedConv2D
+from tiffin.layers.darknet import DarknetConvolutions, darknet_maps
 from tiffin.layers.dense_block import dense_block, dense_layer, transition
 from tiffin.layers.divergence import KLDivergence, cross_entropy, entropy, kl_divergence
 from tiffin.layers.factorized_inception import (
@@ -110,6 +111,7 @@ from tiffin.layers.suppression import (
     soft_nms,
     suppress,
 )
+from tiffin.layers.yolo import DecodeCells, DecodeRoots, JointScores, Reorg, yolo_losses
 
 __all__ = [
     "INCEPTION_STEM",
@@ -122,10 +124,14 @@ __all__ = [
     "ChannelShuffle",
     "ChannelSplit",
     "ContrastiveLoss",
+    "DarknetConvolutions",
     "DecodeBoxes",
+    "DecodeCells",
+    "DecodeRoots",
     "EmbeddingTrainer",
     "GroupedConv2D",
     "ImageNormalization",
+    "JointScores",
     "KLDivergence",
     "L2Normalization",
     "LSoftmax",
@@ -136,6 +142,7 @@ __all__ = [
     "MaxoutConv2D",
     "NonMaxSuppression",
     "PReLU",
+    "Reorg",
     "RoIAlign",
     "RoIPool",
     "ScaledResidual",
@@ -157,6 +164,7 @@ __all__ = [
     "conv_bn",
     "conv_relu",
     "cross_entropy",
+    "darknet_maps",
     "decode_boxes",
     "decode_cells",
     "decode_roots",
@@ -209,4 +217,5 @@ __all__ = [
     "to_centers",
     "to_corners",
     "transition",
+    "yolo_losses",
 ]

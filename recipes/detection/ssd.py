@@ -39,7 +39,6 @@ from tiffin.layers import (
     take_objects,
 )
 from tiffin.recipes.engine.detection import Detection, backbone_maps
-from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -210,8 +209,6 @@ class Config(Detection):
     """Least overlap at which a default box is an object's."""
     negatives: float = 3.0
     """Background boxes in the loss for each that has an object, the hardest."""
-    optimizer: OptimizerName = "adam"
-    learning_rate: float = 2e-3
     builder: ClassVar = staticmethod(ssd)
     parts: ClassVar = ("box_loss", "class_loss")
 
@@ -222,10 +219,6 @@ class Config(Detection):
             raise InputError(f"--scales: {self.model} takes {count} numbers above 0.")
         if not 0 < self.match_iou < 1 or not self.negatives > 0:
             raise InputError("--match-iou lies between 0 and 1, and --negatives above 0.")
-
-    @property
-    def default_size(self) -> int:
-        return VARIANTS[self.model][1]
 
     def raw(self, input_shape, classes, normalization) -> keras.Model:
         network = self.call_builder(input_shape, normalization, classes=classes)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tiffin.layers import NonMaxSuppression
 from tiffin.recipes.engine import box_augmentation, detection_metrics, registry, report
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit, load_boxes, truth
 from tiffin.recipes.engine.image_recipe import ImageRecipe
+from tiffin.recipes.engine.optimizers import OptimizerName
 
 _SHOWN = 0.3  # score from which a detection is drawn and counted as said
 
@@ -65,6 +67,8 @@ class Detection(ImageRecipe):
     alpha: float | None = None
     """Width multiplier of the backbone, where it has one."""
     batch_size: int = 32
+    optimizer: OptimizerName = "adam"
+    learning_rate: float = 2e-3
     augment: tuple[str, ...] = ()
     """In order, each with an optional strength, such as zoom_out:2: mosaic, iou_crop, zoom_out,
     scale, horizontal_flip, vertical_flip, color_jitter, noise."""
@@ -93,6 +97,10 @@ class Detection(ImageRecipe):
             raise InputError(f"--detections {self.detections}: it must be at least 1.")
         if self.backbone and registry.find(self.backbone).task != "classification":
             raise InputError(f"--backbone {self.backbone} is no classification network.")
+
+    @property
+    def default_size(self) -> int:
+        return sys.modules[type(self).__module__].VARIANTS[self.model][1]
 
     def load_data(self) -> BoxData:
         size = self.image_size or self.default_size
