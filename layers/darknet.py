@@ -37,7 +37,7 @@ class DarknetConvolutions:
 
 def darknet_maps(
     x: keras.KerasTensor, rows: Sequence[str | tuple], conv: DarknetConvolutions
-) -> dict[int, keras.KerasTensor]:
+) -> dict[str, keras.KerasTensor]:
     """Apply a table of layers.
 
     Args:
@@ -49,7 +49,7 @@ def darknet_maps(
         conv: makes the convolutions.
 
     Returns:
-        The last map of each stride.
+        The last map of each stride, as `stride_8` and the like.
     """
     size, maps = x.shape[1], {}
     for row in rows:
@@ -62,5 +62,5 @@ def darknet_maps(
             x = layers.MaxPooling2D(2, 1, "same")(x)
         else:
             x = conv(x, *row)
-        maps[size // x.shape[1]] = x
+        maps[f"stride_{size // x.shape[1]}"] = x
     return maps

@@ -130,7 +130,7 @@ def ssd(
     by_paper = own == "vgg16" and not backbone
     lite, bn = variant.startswith("ssdlite"), {"momentum": bn_momentum}
     own, options = (backbone, {}) if backbone else (own, options)
-    options = options | ({} if alpha is None else {"alpha": alpha})
+    options = options if alpha is None else options | {"alpha": alpha}
     body = backbone_maps(own, input_shape, normalization, **options)
     x, outputs = None, {"deltas": [], "logits": []}
     for source, squeeze, filters, stride, padding, ratios in table:
@@ -146,8 +146,6 @@ def ssd(
             x = _extra(x, source, squeeze, filters, stride, padding, by_paper, lite, bn)
         else:
             name = {"conv4_3": "stride_8", "fc7": "stride_16"}.get(source, source)
-            if name not in body:
-                raise InputError(f"{own} has no map of {name.replace('_', ' ')} for {variant}.")
             x = body[name]
         for kind, width in (("deltas", 4), ("logits", 1 + classes)):
             y = _head(x, (2 + 2 * len(ratios)) * width, f"{source}_{kind}", lite, bn)

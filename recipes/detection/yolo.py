@@ -5,8 +5,7 @@ normalises its batches and predicts shifts and scales of anchors found by k-mean
 at three grids of different stride and decides for each class on its own.
 
 Redmon et al. 2015, arXiv 1506.02640; Redmon and Farhadi 2016, arXiv 1612.08242, and 2018, arXiv
-1804.02767. What the papers leave open is as in the authors' code, Darknet: large boxes weigh less
-in versions 2 and 3, and version 2's passthrough is Darknet's own (`tiffin.layers.Reorg`).
+1804.02767. What the papers leave open is as in the authors' code, Darknet.
 
 Reproduces VOC 2007, mAP50 in percent: v1 63.4, fast 52.7; v2 at 416 76.8; and on COCO, AP50: v3 at
 416 55.3, tiny 33.1. Ours: docs/results.md.
@@ -32,12 +31,13 @@ from tiffin.layers import (
     Reorg,
     darknet_maps,
     image_input,
-    kmeans_anchors,
     yolo_losses,
 )
-from tiffin.recipes.engine.box_data import BoxData, sides
+from tiffin.recipes.engine.box_data import BoxData, fitted_anchors
 from tiffin.recipes.engine.detection import Detection, backbone_maps
 from tiffin.recipes.engine.training import main
+from tiffin.recipes.engine.weight_files import DARKNET
+from tiffin.recipes.engine.weights import Collection
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
@@ -89,9 +89,16 @@ TABLES = {
     "yolov3": (3, DARKNET53, (32, 16, 8), 512, ANCHORS_V3),
     "yolov3_tiny": (3, TINY, (32, 16), 256, ANCHORS_TINY),
 }
+FILES = {  # with the first digits of the SHA-256
+    "yolov2": ("yolov2.weights", "d9945162ed6f54ce"),
+    "yolov3": ("yolov3.weights", "523e4e69e1d01539"),
+    "yolov3_tiny": ("yolov3-tiny.weights", "dccea06f59b781ec"),
+}
+URL = "https://pjreddie.com/media/files/"
+WEIGHTS = {"darknet": Collection((), {"anchors": "paper"}, 1e-6, DARKNET, "free", URL, FILES)}
 ACTIVATIONS = {1: ("linear", "linear"), 2: ("sigmoid", "softmax"), 3: ("sigmoid", "sigmoid")}
 BOXES = 2  # of a cell in version 1
-PRIOR = -4.0  # what objectness starts at, so that the many empty cells do not swamp the beginning
+PRIOR = -4.0  # where objectness starts, lest the many empty cells swamp the beginning
 
 
 def yolo(
@@ -134,24 +141,17 @@ def yolo(
         raise InputError("YOLO v1 has no maps that another backbone could give: leave it out.")
     conv = DarknetConvolutions(version > 1, bn_momentum)
     if backbone:
-        options = {} if alpha is None else {"alpha": alpha}
-        maps = backbone_maps(backbone, input_shape, normalization, **options)
-        if missing := {f"stride_{n}" for n in strides} - set(maps):
-            raise InputError(f"{backbone} has no map of {min(missing).replace('_', ' ')}.")
-        image, maps = maps["image"], {n: maps[f"stride_{n}"] for n in strides}
+        maps = backbone_maps(backbone, input_shape, normalization, alpha=alpha)
     else:
         image, x = image_input(input_shape, normalization)
-        maps = darknet_maps(x, rows, conv)
+        maps = {"image": image, **darknet_maps(x, rows, conv)}
     if version == 1:
-        outputs = _connected(maps[64], width, classes)
+        outputs = _connected(maps["stride_64"], width, classes)
     else:
-        heads = (
-            _passthrough(maps, width, conv)
-            if version == 2
-            else _pyramid(maps, strides, width, conv)
-        )
-        outputs = _heads(heads, strides, [len(some) for some in anchors], classes)
-    return keras.Model(image, outputs, name=variant)
+        join = _passthrough if version == 2 else _pyramid
+        counts = [len(some) for some in anchors]
+        outputs = _heads(join(maps, strides, width, conv), strides, counts, classes)
+    return keras.Model(maps["image"], outputs, name=variant)
 
 
 def _connected(x, units, classes: int) -> dict:
@@ -174,10 +174,10 @@ def _connected(x, units, classes: int) -> dict:
     return {"deltas": deltas, "logits": logits}
 
 
-def _passthrough(maps, width: int, conv) -> list:
-    """Version 2: the map of 26 x 26, folded to 13 x 13, comes beside the last one."""
-    x = conv(conv(maps[32], width, 3), width, 3)
-    fine = Reorg(name="reorg")(conv(maps[16], 64, 1))
+def _passthrough(maps, strides, width: int, conv) -> list:
+    """Version 2: the map of 26 x 26 is folded and laid beside that of 13 x 13."""
+    x = conv(conv(maps["stride_32"], width, 3), width, 3)
+    fine = Reorg(name="reorg")(conv(maps["stride_16"], 64, 1))
     return [conv(layers.Concatenate()([fine, x]), width, 3)]
 
 
@@ -186,10 +186,10 @@ def _pyramid(maps, strides, width: int, conv) -> list:
     heads, x, full = [], None, len(strides) == 3
     for stride in strides:
         if x is None:
-            x = conv(maps[stride], width, 1)
+            x = conv(maps[f"stride_{stride}"], width, 1)
         else:
             x = layers.UpSampling2D(2)(conv(x, width, 1))
-            x = layers.Concatenate()([x, maps[stride]])
+            x = layers.Concatenate()([x, maps[f"stride_{stride}"]])
             x = conv(x, width, 1) if full else x
         for _ in range(2 if full else 0):
             x = conv(conv(x, 2 * width, 3), width, 1)
@@ -231,11 +231,7 @@ class Config(Detection):
     def make_model(self, data: BoxData, normalization: tuple | None) -> keras.Model:
         given = TABLES[self.model][4]
         if given and self.anchors == "data":
-            count = sum(map(len, given))
-            try:
-                self.shapes = kmeans_anchors(sides(data.train), count, self.seed)
-            except ValueError as error:
-                raise InputError(f"{error} Take --anchors paper.") from error
+            self.shapes = fitted_anchors(data.train, sum(map(len, given)), self.seed)
         return super().make_model(data, normalization)
 
     def raw(self, input_shape, classes, normalization) -> keras.Model:
@@ -244,7 +240,7 @@ class Config(Detection):
         self.size = input_shape[:2]
         grids = [tuple(n // stride for n in self.size) for stride in strides]
         if given is None:
-            self.boxes = DecodeRoots(grids[0], BOXES, self.size, name="boxes")
+            self.boxes = DecodeRoots(grids[0][0], BOXES, self.size, name="boxes")
             return network
         anchors = np.array(given) * np.divide(self.size, self.default_size)
         if self.shapes is not None:  # sorted by area

@@ -12,6 +12,7 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 from tiffin.export.images import Frame, framed, load_framed
+from tiffin.layers import kmeans_anchors
 from tiffin.recipes.engine import annotations, scenes
 from tiffin.recipes.engine.data import (
     TEST_SHARE,
@@ -270,7 +271,14 @@ def truth(split: BoxSplit) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def sides(split: BoxSplit) -> np.ndarray:
-    """Return heights and widths of all boxes in pixels of the input, `[n, 2]`: for anchors."""
+def fitted_anchors(split: BoxSplit, count: int, seed: int) -> np.ndarray:
+    """Return the anchors, heights and widths in pixels of the input, that fit the boxes best.
+
+    Raises:
+        InputError: there are fewer different boxes than anchors.
+    """
     real = split.classes >= 0
-    return split.boxes[real][:, 2:] - split.boxes[real][:, :2]
+    try:
+        return kmeans_anchors(split.boxes[real][:, 2:] - split.boxes[real][:, :2], count, seed)
+    except ValueError as error:
+        raise InputError(f"The training boxes: {error} Take --anchors paper.") from error

@@ -272,21 +272,35 @@ def draw(split: BoxSplit, found, classes, path: Path) -> None:
     report.boxes(images, drawn, heading, path)
 
 
-def backbone_maps(name: str, input_shape, normalization, **options) -> dict:
+class _Maps(dict):
+    def __missing__(self, key):
+        raise InputError(f"{self.network} has no map of {key.replace('_', ' ')}.")
+
+
+def backbone_maps(name: str, input_shape, normalization, **options) -> Mapping:
     """Return a classification network's input, `image`, and its maps, `stride_8` and the like.
 
     Args:
         name: of the network.
         input_shape, normalization: of the picture.
-        **options: of its builder.
+        **options: of its builder; those that are None are left to it.
+
+    Raises:
+        InputError: one asks the result for a map that the network lacks.
     """
+    options = {option: value for option, value in options.items() if value is not None}
     if name.startswith("vgg"):
         options["pool_padding"] = "same"  # 75 cells become 38, not 37
-    built = {"normalization": normalization, **options}
+    options["normalization"] = normalization
+    maps = _Maps()
+    maps.network = name
     if name == "mobilenet_v2":
         # SSDLite looks inside of the block that makes the last map of stride 16.
-        network = registry.build(name, input_shape, include_top=False, **built)
+        network = registry.build(name, input_shape, include_top=False, **options)
         inside = network.get_layer("block_13_expand_relu").output
-        return {"image": network.input, "stride_16": inside, "stride_32": network.output}
-    network = registry.build(name, input_shape, features=True, **built)
-    return {"image": network.input, **network.output}
+        maps |= {"stride_16": inside, "stride_32": network.output}
+    else:
+        network = registry.build(name, input_shape, features=True, **options)
+        maps |= network.output
+    maps["image"] = network.input
+    return maps

@@ -19,6 +19,7 @@ from tiffin.export.files import make_folder, replacing
 if TYPE_CHECKING:
     from tiffin.recipes.engine.weights import Collection
 
+NAMES = ("imagenet", "coco")  # what --weights calls them: by what they were trained on
 _SILENCE = 60.0  # seconds without a byte after which a server counts as gone
 
 

@@ -69,8 +69,8 @@ class Recipe(abc.ABC):
     mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
     """Compute in 16 bits where it is safe; for GPUs."""
     weights: str | None = None
-    """Start from `imagenet`, what others publish for the variant, or from a file: .keras,
-    .weights.h5, .h5, .safetensors, .pth; a head of another size is replaced."""
+    """Start from `imagenet` or `coco`, what others publish for the variant, or from a file: .keras,
+    .weights.h5, .h5, .safetensors, .pth, .weights; a head of another size is replaced."""
     freeze: str | None = None
     """Keep all layers up to and including this one as they are."""
     seed: int = 0

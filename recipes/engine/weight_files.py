@@ -15,9 +15,11 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 from tiffin.layers import ImageNormalization
+from tiffin.recipes.engine.darknet_file import PARTIAL
 from tiffin.recipes.engine.torch_file import read_torch, widen_bfloat16
 
-KINDS = (".keras", ".weights.h5", ".h5", ".safetensors", ".pth", ".pt")
+KINDS = (".keras", ".weights.h5", ".h5", ".safetensors", ".pth", ".pt", ".weights")
+DARKNET = (0.0, 255.0)  # the mean and the std that all of its networks take
 # What Keras calls variables; files from before Keras 2 have other words, which count by position.
 _WORDS = {
     *("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "alpha"),
@@ -41,11 +43,11 @@ class Tensors:
     """What a file holds.
 
     Attributes:
-        layout: whose order of axes and whose words, "keras" or "torch".
+        layout: whose order of axes and whose words, "keras", "torch" or "darknet".
         layers: by layer, or by a module's path, the arrays by the last word of their names, or by
             their position where the file keeps no words; both in the file's order, or, where it
             has none (.weights.h5, .safetensors), as people count. None for a
-            `.weights.h5` file that keeps no names at all.
+            file that keeps no names at all, an old `.weights.h5` or one of Darknet.
         ours: whether a network of this collection was saved.
         normalization: the `(mean, std)` that the file says its network was trained with.
         epsilons: of batch normalisations, where the file says them.
@@ -79,6 +81,8 @@ def read_file(path: Path) -> Tensors:
         return _by_module(_read_safetensors(path))
     if path.suffix in (".pth", ".pt"):
         return _by_module(read_torch(path))
+    if path.suffix == ".weights" or PARTIAL.fullmatch(path.name):
+        return Tensors("darknet", None, normalization=DARKNET)
     raise InputError(
         f"Weights come from a {', '.join(KINDS[:-1])} or {KINDS[-1]} file, not {path}."
     )

@@ -13,6 +13,7 @@ import numpy as np
 from tiffin.export.errors import InputError, nearest
 from tiffin.recipes.engine import published, registry
 from tiffin.recipes.engine.conversion import convert
+from tiffin.recipes.engine.darknet_file import from_darknet
 from tiffin.recipes.engine.weight_files import Tensors, read_file
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -90,10 +91,11 @@ def read(
     """Read weights and find out whose names their layers have.
 
     Args:
-        source: a file, or `imagenet` for the one that a collection publishes for the variant.
+        source: a file, or `imagenet` or `coco` for the one that a collection publishes for the
+            variant.
         collections: a recipe's table `WEIGHTS`; keys that begin with "keras" are for files of
             Keras, the others for those of torch. The one whose rules match most paths counts.
-        variant: the model's name, for `imagenet`.
+        variant: the model's name, for what is published.
         model: where it exists already; it decides between collections of equal names.
 
     Raises:
@@ -101,13 +103,15 @@ def read(
             no way to fetch it.
     """
     collections = collections or {}
-    if str(source) == "imagenet":
+    if str(source) in published.NAMES:
         name, path, origin = published.fetch(variant, collections)
         return Source(path, read_file(path), name, collections[name], origin)
     path = Path(source)
     tensors = read_file(path)
     if tensors.ours or not collections:
         return Source(path, tensors)
+    if tensors.layout in collections:
+        return Source(path, tensors, tensors.layout, collections[tensors.layout])
     # Files of Keras name layers as keras.applications does, all others as some module of torch.
     alike = {
         name: collection
@@ -138,7 +142,8 @@ def load_weights(
         model: from `tiffin.recipes.build`, or any other.
         source: a file: `.keras` or `.weights.h5` (of this collection or of keras.applications),
             `.h5` (keras.applications), `.pth`, `.pt` or `.safetensors` (torchvision and others).
-            Or `imagenet`: what is published for the model, fetched once into Keras' cache.
+            `.weights` (Darknet). Or `imagenet` or `coco`: what is published for the model, fetched
+            once into Keras' cache.
         collections: how others name the layers; default: the table `WEIGHTS` of the recipe whose
             variant the model is, by its name.
 
@@ -182,7 +187,8 @@ def apply(model: keras.Model, source: Source) -> list[str]:
     heads = _heads(model)
     auxiliary = {name for name in weighted if name.startswith("aux")}
     if source.tensors.layers is None:
-        values, problems = _from_nameless(model, source.path)
+        nameless = from_darknet if source.tensors.layout == "darknet" else _from_nameless
+        values, problems = nameless(model, source.path)
         extra, dropped, spare = [], [], []
     else:
         places, extra, dropped = _places(weighted, source)
@@ -334,13 +340,15 @@ def _group(match: re.Match, number: int, added: str | None) -> str:
 def _heads(model: keras.Model) -> set[str]:
     """Return the layers whose size is the number of classes: those that give the logits."""
     heads = set()
-    for tensor in model.outputs:
-        operation = tensor._keras_history.operation
-        if not isinstance(operation, keras.layers.Dense) and operation.name != "logits":
-            continue
-        while not getattr(operation, "weights", None):
-            operation = operation._inbound_nodes[0].input_tensors[0]._keras_history.operation
-        heads.add(operation.name)
+    ends = [tensor._keras_history.operation for tensor in model.outputs]
+    left = [end for end in ends if isinstance(end, keras.layers.Dense) or end.name == "logits"]
+    while left:
+        operation = left.pop()
+        if getattr(operation, "weights", None):
+            heads.add(operation.name)
+        else:
+            tensors = operation._inbound_nodes[0].input_tensors
+            left += [tensor._keras_history.operation for tensor in tensors]
     return heads
 
 

@@ -240,7 +240,7 @@ def test_from_a_folder_to_splits_in_the_networks_input(tmp_path, capsys):
     real = box_data.truth(data.test)
     np.testing.assert_allclose(real[0]["boxes"], [[0, 0, 20, 10]], atol=1e-3)
     assert len(real[1]["classes"]) == 0
-    assert box_data.sides(data.train).shape == (7, 2)
+    assert box_data.fitted_anchors(data.train, 2, 0).shape == (2, 2)
 
 
 def test_training_needs_boxes(tmp_path):

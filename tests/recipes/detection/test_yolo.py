@@ -1,0 +1,321 @@
+"""YOLO against published counts, a Darknet written from its C code, and its loss box by box."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+from tiffin import recipes
+from tiffin.export import InputError
+from tiffin.layers import DecodeCells, Reorg, yolo_losses
+from tiffin.recipes.detection import yolo
+from tiffin.recipes.engine import registry, summary
+from tiffin.recipes.engine.weights import load_weights
+
+
+@pytest.mark.parametrize(
+    "name, count, rows",
+    [
+        # Sizes of the authors' files, less the statistics of batch normalisation; ports of v1
+        ("yolov1", 271_703_550, 98),
+        ("yolov1_fast", 45_089_374, 98),
+        ("yolov2", (203_934_260 - 16) // 4 - 20_672, 845),
+        ("yolov3", (248_007_048 - 20) // 4 - 52_608, 10_647),
+        ("yolov3_tiny", (35_434_956 - 20) // 4 - 6_368, 2535),
+        ("yolov3_small", 1_127_974, 540),
+    ],
+)
+def test_published_counts(name, count, rows):
+    row = registry.find(name).variants[name]
+    model = recipes.build(name)
+    assert summary.trainable(model) == row.parameters == count
+    assert sum(layer.macs for layer in summary.rows(model)) == row.macs
+    assert model.output["deltas"].shape == (None, rows, 4)
+    assert model.output["logits"].shape == (None, rows, 1 + row.classes)
+
+
+# As in Darknet's files of configuration: filters, kernel, stride; a route's layers, counted from
+# there or, where not negative, from the beginning.
+TINY = """16 3 1; pool 2; 32 3 1; pool 2; 64 3 1; pool 2; 128 3 1; pool 2; 256 3 1; pool 2; 512 3 1
+pool 1; 1024 3 1; 256 1 1; 512 3 1; head 512 3; yolo; route -4; 128 1 1; up; route -1 8; 256 3 1
+head 256 3; yolo"""
+V2 = """32 3 1; pool 2; 64 3 1; pool 2; 128 3 1; 64 1 1; 128 3 1; pool 2; 256 3 1; 128 1 1; 256 3 1
+pool 2; 512 3 1; 256 1 1; 512 3 1; 256 1 1; 512 3 1; pool 2; 1024 3 1; 512 1 1; 1024 3 1; 512 1 1
+1024 3 1; 1024 3 1; 1024 3 1; route -9; 64 1 1; reorg; route -1 -4; 1024 3 1; head 1024 5; yolo"""
+PAIR = "{0} 1 1; {1} 3 1; shortcut -3; "
+V3 = "32 3 1; 64 3 2; " + PAIR.format(32, 64) + "128 3 2; " + PAIR.format(64, 128) * 2
+V3 += "256 3 2; " + PAIR.format(128, 256) * 8 + "512 3 2; " + PAIR.format(256, 512) * 8
+V3 += "1024 3 2; " + PAIR.format(512, 1024) * 4
+V3 += "512 1 1; 1024 3 1; " * 3 + "head 1024 3; yolo; route -4; 256 1 1; up; route -1 61; "
+V3 += "256 1 1; 512 3 1; " * 3 + "head 512 3; yolo; route -4; 128 1 1; up; route -1 36; "
+V3 += "128 1 1; 256 3 1; " * 3 + "head 256 3; yolo"
+
+
+def darknet_reorg(x: np.ndarray) -> np.ndarray:
+    """What reorg_cpu does to one picture, channels first, as its loops do it."""
+    c, h, w = x.shape
+    flat, out = x.ravel(), np.zeros(x.size, x.dtype)
+    for k in range(c):
+        for j in range(h):
+            for i in range(w):
+                c2, offset = k % (c // 4), k // (c // 4)
+                w2, h2 = i * 2 + offset % 2, j * 2 + offset // 2
+                out[i + w * (j + h * k)] = flat[w2 + w * 2 * (h2 + h * 2 * c2)]
+    return out.reshape(c * 4, h // 2, w // 2)
+
+
+def run_darknet(rows: str, x: np.ndarray, classes: int, random) -> tuple[list, bytes]:
+    """Run a network of random weights on a picture NCHW; return its heads and its file."""
+    x = torch.from_numpy(x)
+    numbers, outputs, heads = [], [], []
+    functional = torch.nn.functional
+
+    def draw(count: int, low: float, high: float) -> torch.Tensor:
+        numbers.append(random.uniform(low, high, count).astype("<f4"))
+        return torch.from_numpy(numbers[-1])
+
+    def draw_kernel(filters: int, size: int) -> torch.Tensor:
+        most = 1.7 / (x.shape[1] * size**2) ** 0.5
+        kernel = draw(filters * x.shape[1] * size**2, -most, most)
+        return kernel.reshape(filters, -1, size, size)
+
+    for row in rows.replace("\n", ";").split(";"):
+        kind, *given = row.split()
+        given = [int(n) for n in given]
+        if kind == "pool":
+            if given[0] == 1:  # sees nothing beyond the right and the lower border
+                x = functional.max_pool2d(functional.pad(x, (0, 1, 0, 1), value=-1e9), 2, 1)
+            else:
+                x = functional.max_pool2d(x, 2, 2)
+        elif kind == "route":
+            x = torch.cat([outputs[n] for n in given], 1)
+        elif kind == "shortcut":
+            x = outputs[-1] + outputs[given[0]]
+        elif kind == "up":
+            x = functional.interpolate(x, scale_factor=2, mode="nearest")
+        elif kind == "reorg":
+            x = torch.from_numpy(np.stack([darknet_reorg(one) for one in x.numpy()]))
+        elif kind == "head":
+            width = given[1] * (5 + classes)
+            bias = draw(width, -0.5, 0.5)
+            x = functional.conv2d(x, draw_kernel(width, 1), bias)
+            heads.append(x)
+        elif kind != "yolo":
+            filters, (size, stride) = int(kind), given
+            beta, gamma = draw(filters, -0.5, 0.5), draw(filters, 0.7, 1.3)
+            mean, variance = draw(filters, -0.2, 0.2), draw(filters, 0.5, 1.5)
+            x = functional.conv2d(x, draw_kernel(filters, size), None, stride, size // 2)
+            x = (x - mean[:, None, None]) / (variance.sqrt() + 1e-6)[:, None, None]
+            x = functional.leaky_relu(x * gamma[:, None, None] + beta[:, None, None], 0.1)
+        outputs.append(x)
+    header = np.array([0, 2, 0], "<i4").tobytes() + np.array([0], "<i8").tobytes()
+    return heads, header + np.concatenate(numbers).tobytes()
+
+
+@pytest.mark.parametrize(
+    "name, rows, size",
+    [
+        ("yolov3_tiny", TINY, 96),
+        pytest.param("yolov2", V2, 64, marks=pytest.mark.full),
+        pytest.param("yolov3", V3, 64, marks=pytest.mark.full),
+    ],
+)
+def test_files_of_darknet_answer_as_in_darknet(name, rows, size, tmp_path):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (2, size, size, 3)).astype("float32")
+    heads, data = run_darknet(rows, pixels.transpose(0, 3, 1, 2) / np.float32(255), 7, random)
+    (tmp_path / "a.weights").write_bytes(data)
+    model = recipes.build(name, (size, size, 3), 7, normalization=(0.0, 255.0))
+    assert "loaded from" in load_weights(model, tmp_path / "a.weights")[0]
+    found = model.predict_on_batch(pixels)
+    wanted = [h.permute(0, 2, 3, 1).reshape(2, -1, 12).numpy() for h in heads]
+    wanted = np.concatenate(wanted, 1)
+    atol = 1e-3 * np.abs(wanted).max()
+    np.testing.assert_allclose(found["deltas"], wanted[..., [1, 0, 3, 2]], atol=atol)
+    np.testing.assert_allclose(found["logits"], wanted[..., 4:], atol=atol)
+    assert np.abs(wanted).mean() > 50 * atol  # alive
+
+
+def test_a_file_of_darknet_for_other_classes_and_for_the_first_layers(tmp_path):
+    random = np.random.default_rng(1)
+    _, data = run_darknet(TINY, np.zeros((1, 3, 32, 32), "float32"), 4, random)
+    (tmp_path / "a.weights").write_bytes(data)
+    model = recipes.build("yolov3_tiny", (32, 32, 3), 2)
+    said = "\n".join(load_weights(model, tmp_path / "a.weights"))
+    assert "Head replaced: stride_32_logits: the file has 4 classes" in said
+    kept = model.get_layer("stride_16_deltas").get_weights()[1]
+    assert np.abs(kept).max() > 0.1  # boxes are no matter of classes
+    # The first two convolutions: 16 and 32 filters.
+    (tmp_path / "tiny.conv.4").write_bytes(data[: 20 + 4 * (16 * 31 + 32 * (4 + 144))])
+    fresh = recipes.build("yolov3_tiny", (32, 32, 3), 2)
+    with pytest.raises(InputError, match="not in the file"):
+        load_weights(fresh, tmp_path / "tiny.conv.4")
+
+
+@pytest.mark.parametrize(
+    "cut, message", [(8, "cannot be read"), (-4, "fit yolov3_tiny for no number"), (-1, "be read")]
+)
+def test_damaged_files_of_darknet(cut, message, tmp_path):
+    _, data = run_darknet(TINY, np.zeros((1, 3, 32, 32), "float32"), 4, np.random.default_rng(1))
+    (tmp_path / "a.weights").write_bytes(data[:cut])
+    with pytest.raises(InputError, match=message):
+        load_weights(recipes.build("yolov3_tiny", (32, 32, 3), 4), tmp_path / "a.weights")
+
+
+def test_a_file_of_darknet_for_another_network(tmp_path):
+    (tmp_path / "a.weights").write_bytes(bytes(4020))
+    with pytest.raises(InputError, match="none of its networks"):
+        load_weights(recipes.build("resnet20"), tmp_path / "a.weights")
+
+
+def test_reorg_is_darknets():
+    x = np.random.default_rng(2).normal(size=(2, 4, 6, 8)).astype("float32")
+    wanted = np.stack([darknet_reorg(one.transpose(2, 0, 1)) for one in x]).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(Reorg()(x)), wanted)
+    with pytest.raises(ValueError, match="even sides"):
+        Reorg()(x[:, :3])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def overlap(a, b) -> float:
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    shared = sides.prod()
+    areas = [(z[2:] - z[:2]).prod() for z in (a, b)]
+    return shared / (sum(areas) - shared) if shared else 0.0
+
+
+def cross_entropy(wanted, logit):
+    p = sigmoid(logit)
+    return -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_loss_box_by_box(version):
+    """Of two pictures; in the first two objects want the same prediction, one is difficult."""
+    random = np.random.default_rng(3)
+    size, classes = 128, 3
+    config = yolo.Config(model={1: "yolov1_fast", 2: "yolov2", 3: "yolov3_small"}[version])
+    if version == 2:
+        boxes = DecodeCells([(4, 4)], [[(20, 20), (60, 40), (30, 90)]], (size, size))
+    else:
+        config.raw((size, size, 3), classes, None)
+        boxes = config.boxes
+    count = len(boxes.cells)
+    deltas = random.normal(0, 0.5, (2, count, 4)).astype("float32")
+    logits = random.normal(0, 1, (2, count, 1 + classes)).astype("float32")
+    if version == 1:
+        deltas, logits = np.abs(deltas), np.abs(logits)
+    real = np.array(
+        [
+            [[10, 20, 40, 50], [12, 21, 41, 50], [60, 30, 110, 126], [70, 80, 128, 128]],
+            [[90, 5, 120, 22], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+        ],
+        "float32",
+    )
+    kinds = np.array([[0, 2, 1, -1], [2, -1, -1, -1]], "int32")
+    found = yolo_losses(
+        version, boxes, {"boxes": real, "classes": kinds}, {"deltas": deltas, "logits": logits}
+    )
+    found = {k: float(v) for k, v in found.items()}
+    sums = {"box_loss": 0.0, "object_loss": 0.0, "class_loss": 0.0}
+    for i in range(2):
+        predicted, grids = [], []
+        for n in range(count):
+            (row, column), (sy, sx), d = (
+                boxes.cells[n],
+                boxes.strides[n],
+                deltas[i, n].astype(float),
+            )
+            if version == 1:
+                y, x, h, w = row + d[0], column + d[1], d[2] ** 2 * size / sy, d[3] ** 2 * size / sx
+            else:
+                h, w = boxes.sides[n] * np.exp(d[2:])
+                y, x = row + sigmoid(d[0]), column + sigmoid(d[1])
+            box = np.array([y - h / 2, x - w / 2, y + h / 2, x + w / 2]) * [sy, sx, sy, sx]
+            predicted.append(box.clip(0, size))
+            grids.append((int(row), int(column), float(sy)))
+        owner = {}
+        for k in np.flatnonzero(kinds[i] >= 0):
+            y1, x1, y2, x2 = real[i, k].astype(float)
+            best, chosen = -1.0, None
+            for n, (row, column, stride) in enumerate(grids):
+                if (int((y1 + y2) / 2 // stride), int((x1 + x2) / 2 // stride)) != (row, column):
+                    continue
+                if version == 1:
+                    fit = overlap(predicted[n], real[i, k].astype(float))
+                else:
+                    h, w = boxes.sides[n] * boxes.strides[n]
+                    fit = overlap(np.array([0, 0, y2 - y1, x2 - x1]), np.array([0, 0, h, w]))
+                if fit > best + 1e-9:
+                    best, chosen = fit, n
+            owner[chosen] = k
+        for n, k in owner.items():
+            y1, x1, y2, x2 = real[i, k].astype(float)
+            (row, column), stride = boxes.cells[n], float(boxes.strides[n, 0])
+            place = np.array([(y1 + y2) / 2 / stride - row, (x1 + x2) / 2 / stride - column])
+            sides, d = np.array([y2 - y1, x2 - x1]), deltas[i, n].astype(float)
+            one = np.eye(classes)[kinds[i, k]]
+            said = logits[i, n, 1:].astype(float)
+            if version == 1:
+                roots = np.sqrt(sides / size)
+                sums["box_loss"] += (
+                    5 * ((place - d[:2]) ** 2).sum() + 5 * ((roots - d[2:]) ** 2).sum()
+                )
+                sums["class_loss"] += ((one - said) ** 2).sum()
+            else:
+                small = 2 - sides.prod() / size**2
+                log = np.log(sides / boxes.sides[n] / stride)
+                if version == 2:
+                    error = ((sigmoid(d[:2]) - place) ** 2 / 2).sum()
+                    sums["class_loss"] -= np.log(np.exp(said)[kinds[i, k]] / np.exp(said).sum())
+                else:
+                    error = cross_entropy(place, d[:2]).sum()
+                    sums["class_loss"] += cross_entropy(one, said).sum()
+                sums["box_loss"] += small * (error + ((d[2:] - log) ** 2).sum() / 2)
+        for n in range(count):
+            said = float(logits[i, n, 0])
+            best = max(overlap(predicted[n], b.astype(float)) for b in real[i])
+            fit = overlap(predicted[n], real[i, owner[n]].astype(float)) if n in owner else 0.0
+            if version == 1:
+                sums["object_loss"] += (1 if n in owner else 0.5) * (fit - said) ** 2
+            elif n in owner:
+                sums["object_loss"] += (
+                    5 * (fit - sigmoid(said)) ** 2 / 2 if version == 2 else cross_entropy(1, said)
+                )
+            elif best <= {2: 0.6, 3: 0.5}[version]:
+                sums["object_loss"] += (
+                    sigmoid(said) ** 2 / 2 if version == 2 else cross_entropy(0, said)
+                )
+    for name, value in sums.items():
+        assert found[name] == pytest.approx(value / 2, rel=1e-4), name
+
+
+def test_anchors_come_from_the_data():
+    config = yolo.Config(data="digits", image_size=64)
+    data = config.load_data()
+    config.make_model(data, (127.5, 60.0))
+    found = np.concatenate(config.boxes.anchors)
+    assert len(found) == 6 and (np.diff(found[:3].prod(1)) > 0).all()
+    assert found[:3].prod(1).min() > found[3:].prod(1).max()  # the coarse map has the large ones
+    assert (found > 3).all() and (found < 24).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"input_shape": (100, 100, 3)}, "multiples of 32"),
+        ({"variant": "yolov1", "input_shape": (448, 448, 3), "backbone": "resnet18"}, "v1 has no"),
+        ({"variant": "yolov4"}, "did you mean"),
+    ],
+)
+def test_what_cannot_be_built(options, message):
+    with pytest.raises((InputError, ValueError), match=message):
+        yolo.yolo(**options)
+
+
+def test_another_backbone():
+    model = yolo.yolo("yolov3_tiny", (64, 64, 3), 2, backbone="mobilenet_v1", alpha=0.25)
+    assert model.output["logits"].shape == (None, (4 + 16) * 3, 3)
