@@ -81,6 +81,13 @@ from tiffin.layers.normalization import (
 )
 from tiffin.layers.pair_losses import ContrastiveLoss, TripletLoss, pairwise_distances
 from tiffin.layers.pooling import overlapping_max_pooling
+from tiffin.layers.proposals import (
+    DecodeRegions,
+    Proposals,
+    PyramidRoIAlign,
+    feature_pyramid,
+)
+from tiffin.layers.region_losses import proposal_losses, region_losses, sample_regions
 from tiffin.layers.regions import (
     RoIAlign,
     RoIPool,
@@ -106,6 +113,7 @@ from tiffin.layers.shuffle import (
 )
 from tiffin.layers.sphere import sphere_stage
 from tiffin.layers.squeeze_excitation import squeeze_excitation
+from tiffin.layers.ssd_losses import ssd_losses
 from tiffin.layers.suppression import (
     NonMaxSuppression,
     soft_nms,
@@ -127,6 +135,7 @@ __all__ = [
     "DarknetConvolutions",
     "DecodeBoxes",
     "DecodeCells",
+    "DecodeRegions",
     "DecodeRoots",
     "EmbeddingTrainer",
     "GroupedConv2D",
@@ -142,6 +151,8 @@ __all__ = [
     "MaxoutConv2D",
     "NonMaxSuppression",
     "PReLU",
+    "Proposals",
+    "PyramidRoIAlign",
     "Reorg",
     "RoIAlign",
     "RoIPool",
@@ -176,6 +187,7 @@ __all__ = [
     "encode_roots",
     "entropy",
     "factorized_inception",
+    "feature_pyramid",
     "fire",
     "flat_embedding",
     "focal_loss",
@@ -200,7 +212,10 @@ __all__ = [
     "padded_conv",
     "padded_max_pooling",
     "pairwise_distances",
+    "proposal_losses",
+    "region_losses",
     "require_size",
+    "sample_regions",
     "separable_block",
     "shuffle_unit",
     "shuffle_unit_v2",
@@ -210,6 +225,7 @@ __all__ = [
     "sphere_stage",
     "squeeze_excitation",
     "ssd_boxes",
+    "ssd_losses",
     "ssd_scales",
     "suppress",
     "take_objects",

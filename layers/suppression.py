@@ -66,7 +66,8 @@ class NonMaxSuppression(keras.layers.Layer):
         **kwargs: `name`.
 
     Call arguments:
-        boxes: float `[batch, n, 4]`, corners.
+        boxes: float `[batch, n, 4]`, corners, or `[batch, n, classes, 4]` where each class has its
+            own.
         scores: float `[batch, n, classes]`, without a background.
 
     Returns:
@@ -108,7 +109,10 @@ class NonMaxSuppression(keras.layers.Layer):
         best, place = ops.top_k(flat, min(self.candidates, n * classes))
         place = ops.cast(place, "int32")
         kinds = place % classes
-        chosen = take_rows(boxes, place // classes)
+        if len(boxes.shape) == 4:
+            chosen = take_rows(ops.reshape(boxes, (-1, n * classes, 4)), place)
+        else:
+            chosen = take_rows(boxes, place // classes)
         alive = best > self.score_threshold
         # What does not count must not oust anybody; it does not, as it comes last.
         kept = suppress(chosen, self.iou_threshold, kinds, self.rounds) & alive

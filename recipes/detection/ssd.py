@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import keras
-from keras import layers, ops
+from keras import layers
 
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import (
@@ -27,19 +27,14 @@ from tiffin.layers import (
     DecodeBoxes,
     L2Normalization,
     conv_bn,
-    encode_boxes,
-    hardest,
-    iou,
-    match,
     separable_block,
-    smooth_l1,
-    sparse_cross_entropy,
     ssd_boxes,
+    ssd_losses,
     ssd_scales,
-    take_objects,
 )
 from tiffin.recipes.engine.detection import Detection, backbone_maps
 from tiffin.recipes.engine.training import main
+from tiffin.recipes.engine.weights import Collection
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
@@ -91,6 +86,29 @@ TABLES = {
 }
 STEPS = {("ssd300_vgg16", 300): (8, 16, 32, 64, 100, 300)}  # the authors'; else size over cells
 VARIANCES = (0.1, 0.2)
+
+
+def torchvision_names(paths: list[str]) -> dict[str, str]:
+    """Name our layers for torchvision's, whose body is numbered through."""
+    body = [path for path in paths if path.startswith(("backbone.features", "backbone.extra"))]
+    ours = [f"block{b}_conv{i + 1}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(n)]
+    ours += ["fc6", "fc7", *(f"conv{n}_{i}" for n in range(8, 12) for i in (1, 2))]
+    names = dict(zip(body, ours, strict=True)) | {"backbone": "conv4_3_norm"}
+    for kind, head in (("deltas", "regression"), ("logits", "classification")):
+        for i, row in enumerate(SSD300):
+            names[f"head.{head}_head.module_list.{i}"] = f"{row[0]}_{kind}"
+    return names
+
+
+WEIGHTS = {
+    "torchvision": Collection(
+        names=torchvision_names,
+        options={"scales": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)},
+        normalization=((123.0, 117.0, 104.0), 1.0),
+        boxes=r".*_deltas",
+        files={"ssd300_vgg16": "ssd300_vgg16_coco-b556d3b4.pth"},
+    )
+}
 
 
 def ssd(
@@ -224,23 +242,14 @@ class Config(Detection):
         self.size = input_shape[:2]
         return network
 
-    def losses(self, targets: Mapping, outputs: Mapping) -> dict:
+    def losses(self, targets: Mapping, outputs: Mapping, training: bool = False) -> dict:
         """Return equation 1: smooth L1 of the matched boxes and softmax with hard negatives."""
-        kinds = targets["classes"]
-        overlap = iou(self.boxes[None], targets["boxes"])
-        matched = match(overlap, self.match_iou, self.match_iou, valid=kinds >= 0)
-        positive = matched >= 0
-        count = ops.sum(ops.cast(positive, "int32"), axis=1)
-        total = ops.maximum(ops.cast(ops.sum(count), "float32"), 1.0)
-        real = take_objects(targets["boxes"], matched)
-        real = ops.where(positive[..., None], real, self.boxes[None])  # finite in any case
-        wanted = encode_boxes(real, self.boxes[None], VARIANCES)
-        box = ops.sum(smooth_l1(wanted, outputs["deltas"]), axis=-1)
-        box = ops.sum(ops.where(positive, box, 0.0)) / total
-        said = sparse_cross_entropy(take_objects(kinds + 1, matched), outputs["logits"])
-        most = ops.cast(ops.cast(count, "float32") * self.negatives, "int32")
-        chosen = positive | hardest(said, ~positive, ops.maximum(most, 3))  # 3 where nothing is
-        return {"box_loss": box, "class_loss": ops.sum(ops.where(chosen, said, 0.0)) / total}
+        box, kind = ssd_losses(
+            *(self.boxes, targets["boxes"], targets["classes"]),
+            *(outputs["deltas"], outputs["logits"], VARIANCES),
+            *(self.match_iou, self.negatives),
+        )
+        return {"box_loss": box, "class_loss": kind}
 
     def decode(self, outputs: Mapping) -> tuple:
         boxes = DecodeBoxes(self.boxes, VARIANCES, self.size, name="boxes")(outputs["deltas"])

@@ -248,7 +248,7 @@ class Config(Detection):
         self.boxes = DecodeCells(grids, anchors, self.size, name="boxes")
         return network
 
-    def losses(self, targets: Mapping, outputs: Mapping) -> dict:
+    def losses(self, targets: Mapping, outputs: Mapping, training: bool = False) -> dict:
         return yolo_losses(self.version, self.boxes, targets, outputs)
 
     def decode(self, outputs: Mapping) -> tuple:

@@ -87,6 +87,8 @@ def _words(layer: layers.Layer, arrays: Arrays, layout: str) -> Arrays:
     if layout == "torch":
         if isinstance(layer, _NORMALIZATIONS):
             return {_SCALES.get(word, word): array for word, array in arrays.items()}
+        if len(arrays) == len(layer.weights) == 1:
+            return dict(zip([layer.weights[0].name], arrays.values(), strict=True))
         kernel = "kernel" if hasattr(layer, "kernel") else layer.weights[0].name
         return {kernel if word == "weight" else word: a for word, a in arrays.items()}
     if isinstance(layer, layers.DepthwiseConv2D) and "depthwise_kernel" in arrays:
@@ -257,9 +259,10 @@ def _flattened(model: keras.Model, layer: layers.Layer) -> tuple[int, int, int] 
     while len(sources := _sources(layer)) == 1:
         (tensor,) = sources
         if isinstance(layer, layers.Flatten | layers.Reshape):
-            size = tuple(tensor.shape[1:])
-            return size if len(size) == 3 and None not in size else None
-        if len(tensor.shape) != 2:
+            size = tuple(tensor.shape[-3:])
+            whole = len(tensor.shape) > 3 and None not in size
+            return size if whole and math.prod(size) == layer.output.shape[-1] else None
+        if len(tensor.shape) > 3:
             return None
         layer = tensor._keras_history.operation
         if isinstance(layer, layers.Dense):

@@ -33,19 +33,23 @@ class Detector(keras.Model):
             `[batch, n]`, -1 where there is nothing) and raw outputs to a dictionary of scalars,
             whose sum is the loss.
         parts: the names in that dictionary.
+        trained: the part of the network whose raw outputs the loss is for; the whole by default.
+        **tracked: what else the loss computes with: further models, generators of numbers.
     """
 
-    def __init__(self, network: keras.Model, criterion: Callable, parts: Sequence[str]):
+    def __init__(self, network, criterion: Callable, parts: Sequence[str], trained, **tracked):
         super().__init__(name=network.name)
-        self.network, self.criterion = network, criterion
+        self.network, self.criterion, self.trained = network, criterion, trained
         self.parts = [keras.metrics.Mean(name=name) for name in parts]
+        for name, value in tracked.items():
+            setattr(self, name, value)
         self.build(network.input_shape)
 
     def call(self, inputs, training=None):
-        return self.network(inputs, training=training)
+        return self.trained(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        values = self.criterion(y, y_pred)
+        values = self.criterion(y, y_pred, training)
         for part in self.parts:
             part.update_state(values[part.name])
         return sum(values.values())
@@ -107,8 +111,12 @@ class Detection(ImageRecipe):
         return load_boxes(self.data, self.data_dir, size, self.seed)
 
     @abc.abstractmethod
-    def losses(self, targets: Mapping, outputs: Mapping) -> dict:
+    def losses(self, targets: Mapping, outputs: Mapping, training: bool = False) -> dict:
         """Return the parts of the loss, scalars by name."""
+
+    def trained(self, network: keras.Model) -> tuple[keras.Model, dict[str, Any]]:
+        """Return the part of a network that the loss is for, and what else it computes with."""
+        return network, {}
 
     @abc.abstractmethod
     def decode(self, outputs: Mapping) -> tuple:
@@ -121,7 +129,8 @@ class Detection(ImageRecipe):
 
     def network(self, input_shape, classes, normalization) -> keras.Model:
         network = self.raw(input_shape, classes, normalization)
-        return Detector(network, self.losses, self.parts)
+        trained, tracked = self.trained(network)
+        return Detector(network, self.losses, self.parts, trained, **tracked)
 
     def body(self, model: keras.Model) -> keras.Model:
         return model.network if isinstance(model, Detector) else model

@@ -75,7 +75,8 @@ def rows(model: keras.Model) -> list[Row]:
         outputs = keras.tree.flatten(node.output_tensors)
         shape = tuple(outputs[0].shape[1:])
         inputs = tuple(node.input_tensors[0].shape[1:]) if node.input_tensors else shape
-        seen = _sight(layer, [sight[id(t)] for t in node.input_tensors])
+        # What plain operations give, such as a slice, is not followed.
+        seen = _sight(layer, [sight.get(id(t), (None, 1)) for t in node.input_tensors])
         sight |= {id(t): seen for t in outputs}
         found.append(
             Row(

@@ -39,6 +39,8 @@ class Collection:
         files: the published file by variant, as "name-12345678.pth", whose digits begin the
             SHA-256, or as `("name.h5", checksum)`, the checksum an MD5 or SHA-256 in hex.
         bgr: whether the first convolution takes blue, green, red; it is turned round.
+        boxes: regular expression of those of our layers whose outputs come in fours, and there as
+            x, y, width, height: ours have y and height first.
     """
 
     names: Rules | Callable[[list[str]], Mapping[str, str]]
@@ -49,6 +51,7 @@ class Collection:
     url: str = "https://download.pytorch.org/models/"
     files: Mapping[str, str | tuple[str, str]] = dataclasses.field(default_factory=dict)
     bgr: bool = False
+    boxes: str = ""
 
 
 @dataclasses.dataclass
@@ -209,6 +212,10 @@ def apply(model: keras.Model, source: Source) -> list[str]:
                 epsilons[layer] = source.tensors.epsilons[path]
         bgr = bool(source.collection and source.collection.bgr)
         values, problems = convert(model, found, source.tensors.layout, epsilons, bgr)
+        if source.collection and source.collection.boxes:
+            for name in values:
+                if re.fullmatch(source.collection.boxes, name):
+                    values[name] = [_y_first(array) for array in values[name]]
     wrong = [f"{name}: {why}" for name, why in problems.items() if name not in heads | auxiliary]
     wrong += [f"{path}: in the file, not in the model" for path in extra if path not in spare]
     if wrong:
@@ -238,6 +245,10 @@ def apply(model: keras.Model, source: Source) -> list[str]:
     if left := [*extra, *dropped]:
         said.append(f"In the file but not in the model: {_several(left)}.")
     return said
+
+
+def _y_first(array: np.ndarray) -> np.ndarray:
+    return array.reshape(*array.shape[:-1], -1, 4)[..., [1, 0, 3, 2]].reshape(array.shape)
 
 
 def adopt(config: Any, source: Source) -> list[str]:

@@ -97,12 +97,13 @@ def train_save_load_export(
 # Families whose default is large; the papers' width is in the full tests.
 SLIM = ("vgg", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v2")
 SLIM += ("resnext", "am_softmax", "arcface")
+LARGE = ("inception_v4", "inception_resnet_v2")  # in the full tests even so
 
 
 @pytest.mark.parametrize(
     "entry",
     [
-        pytest.param(entry, marks=pytest.mark.full if name == "inception_resnet_v2" else ())
+        pytest.param(entry, marks=pytest.mark.full if name in LARGE else ())
         for name, entry in ENTRIES.items()
     ],
     ids=ENTRIES,
