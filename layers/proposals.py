@@ -81,8 +81,9 @@ class Proposals(keras.layers.Layer):
         sides = boxes[..., 2:] - boxes[..., :2]
         real = suppress(boxes, self.iou_threshold, groups, self.rounds)
         real = real & (ops.min(sides, axis=-1) >= 1e-3)
-        # Of equals the first comes first, so that the order by score stays.
-        rank, order = ops.top_k(ops.cast(real, "float32"), min(self.number, real.shape[1]))
+        # By place, so that the order by score stays: not every backend keeps it among equals.
+        place = ops.arange(real.shape[1], 0, -1, dtype="float32")
+        rank, order = ops.top_k(ops.where(real, place, 0.0), min(self.number, real.shape[1]))
         boxes = ops.where(rank[..., None] > 0, take_rows(boxes, ops.cast(order, "int32")), 0.0)
         missing = self.number - boxes.shape[1]
         return ops.pad(boxes, [(0, 0), (0, missing), (0, 0)]) if missing else boxes

@@ -3,7 +3,7 @@
 from keras import ops
 
 from tiffin.layers.box_losses import binary_cross_entropy, smooth_l1, sparse_cross_entropy
-from tiffin.layers.boxes import box_area, encode_boxes, iou, take_rows
+from tiffin.layers.boxes import box_area, encode_boxes, iou, take_rows, tensors
 from tiffin.layers.matching import balanced_sample, match, take_objects
 
 
@@ -26,6 +26,7 @@ def proposal_losses(anchors, boxes, classes, objectness, shifts, noise, size: in
     Returns:
         (cross-entropy, smooth L1), scalars.
     """
+    anchors, boxes, classes, objectness = tensors(anchors, boxes, classes, objectness)
     matched = match(iou(anchors[None], boxes), 0.7, 0.3, valid=classes >= 0)
     counted = balanced_sample(matched >= 0, matched == -1, size, 0.5, noise)
     positive, counted = (matched >= 0) & counted, ops.cast(counted, "float32")
@@ -55,6 +56,7 @@ def sample_regions(
         (regions `[batch, size, 4]`; int `[batch, size]`, the object of each, -1 for none; float
         `[batch, size]`, 1 for those that count and 0 where there were too few).
     """
+    regions, boxes, classes = tensors(regions, boxes, classes)
     overlap = iou(regions, boxes)
     matched = match(overlap, 0.5, 0.5, False, classes >= 0)
     empty = (matched == -1) & (box_area(regions) > 0) & (ops.max(overlap, axis=-1) >= low)
@@ -78,6 +80,7 @@ def region_losses(boxes, classes, sampled, logits, deltas, variances=(0.1, 0.2))
         (cross-entropy, smooth L1), scalars.
     """
     regions, matched, counted = sampled
+    boxes, classes, logits, deltas = tensors(boxes, classes, logits, deltas)
     number = ops.maximum(ops.sum(counted), 1.0)
     which = take_objects(classes + 1, matched)
     said = sparse_cross_entropy(which, logits) * counted

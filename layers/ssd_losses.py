@@ -3,7 +3,7 @@
 from keras import ops
 
 from tiffin.layers.box_losses import smooth_l1, sparse_cross_entropy
-from tiffin.layers.boxes import encode_boxes, iou
+from tiffin.layers.boxes import encode_boxes, iou, tensors
 from tiffin.layers.matching import hardest, match, take_objects
 
 
@@ -35,6 +35,7 @@ def ssd_losses(
     Returns:
         (box loss, class loss), scalars.
     """
+    anchors, boxes, classes = tensors(anchors, boxes, classes)
     matched = match(iou(anchors[None], boxes), least, least, valid=classes >= 0)
     positive = matched >= 0
     count = ops.sum(ops.cast(positive, "int32"), axis=1)

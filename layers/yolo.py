@@ -16,6 +16,7 @@ from tiffin.layers.boxes import (
     encode_roots,
     iou,
     take_rows,
+    tensors,
     to_centers,
 )
 
@@ -286,7 +287,8 @@ def yolo_losses(version: int, decoder, targets, outputs) -> dict:
         `box_loss`, `object_loss`, `class_loss`, scalars.
     """
     box_weight, object_weight, background_weight, limit = _WEIGHTS[version]
-    boxes, kinds = targets["boxes"], targets["classes"]
+    boxes, kinds = tensors(targets["boxes"], targets["classes"])
+    outputs = {name: ops.convert_to_tensor(value) for name, value in outputs.items()}
     found = ops.stop_gradient(decoder(outputs["deltas"]))
     rows = decoder.responsible(boxes, found)
     later = ops.convert_to_tensor(np.triu(np.ones((kinds.shape[1],) * 2, bool), 1))

@@ -13,7 +13,8 @@ OTHERS = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
 
 def run(*arguments: str, **environment: str) -> None:
     here = Path(__file__).parent
-    tests = [str(here / name) for name in ("test_layers.py", "test_losses.py", "test_boxes.py")]
+    names = ("test_layers.py", "test_losses.py", "test_boxes.py", "test_detectors.py")
+    tests = [str(here / name) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *tests],
         env=os.environ | environment,

@@ -1,4 +1,4 @@
-"""Faster R-CNN against published counts, torchvision's raw heads, and torchvision's losses."""
+"""Faster R-CNN against published counts and torchvision's raw heads."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import parity
 import pytest
 import torch
 
-from tiffin import layers, recipes
+from tiffin import recipes
 from tiffin.export import InputError
 from tiffin.recipes.detection import faster_rcnn
 from tiffin.recipes.engine import registry, summary
@@ -86,99 +86,6 @@ def test_torchvisions_weights_and_raw_heads(tmp_path):
     near(found["deltas"][0].reshape(40, 7, 4), deltas.reshape(40, 7, 4)[..., [1, 0, 3, 2]])
     area = np.prod(found["proposals"][0][:, 2:] - found["proposals"][0][:, :2], axis=1)
     assert (area > 0).sum() > 20
-
-
-def scene(random, anchors=60, objects=4):
-    """Boxes that some of the others overlap much and some little."""
-    corner = random.uniform(0, 80, (2, objects, 2))
-    boxes = np.concatenate([corner, corner + random.uniform(10, 40, (2, objects, 2))], -1)
-    boxes = boxes.astype("float32")
-    near = boxes[:, random.integers(0, objects, anchors // 2)]
-    near = near + random.normal(0, 2, near.shape)
-    far = random.uniform(0, 80, (2, anchors - anchors // 2, 2))
-    far = np.concatenate([far, far + random.uniform(5, 30, far.shape)], -1)
-    kinds = np.array([[0, 2, 1, -1], [3, -1, -1, -1]], "int32")
-    boxes[kinds < 0] = 0
-    return boxes, kinds, np.concatenate([near, far], 1).astype("float32")
-
-
-def flip(boxes):
-    """Turn y, x into x, y."""
-    return torch.from_numpy(np.asarray(boxes)[..., [1, 0, 3, 2]].copy())
-
-
-def test_second_stages_losses_are_torchvisions():
-    from torchvision.models.detection._utils import BoxCoder
-    from torchvision.models.detection.roi_heads import fastrcnn_loss
-
-    random = np.random.default_rng(1)
-    boxes, kinds, regions = scene(random)
-    noise = random.uniform(size=regions.shape[:2]).astype("float32")
-    sampled = layers.sample_regions(regions, boxes, kinds, noise, 24)
-    chosen, owner, counted = (keras.ops.convert_to_numpy(x) for x in sampled)
-    assert counted.all() and ((owner >= 0).sum(1) <= 6).all() and (owner >= 0).any()
-    logits = random.normal(size=(2, 24, 5)).astype("float32")
-    deltas = random.normal(size=(2, 24, 20)).astype("float32")
-    found = layers.region_losses(boxes, kinds, sampled, logits, deltas)
-    labels = [torch.from_numpy(np.where(o >= 0, k[o] + 1, 0)).long() for o, k in zip(owner, kinds)]
-    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-    real = [flip(b[o.clip(0)]) for o, b in zip(owner, boxes)]
-    wanted = [coder.encode_single(r, flip(c)) for r, c in zip(real, chosen)]
-    theirs = fastrcnn_loss(
-        torch.from_numpy(logits).reshape(-1, 5),
-        flip(deltas.reshape(48, 5, 4)).reshape(-1, 20),
-        labels,
-        wanted,
-    )
-    # Theirs has smooth L1 with a beta of 1/9, ours the paper's 1.
-    assert float(found[0]) == pytest.approx(float(theirs[0]), rel=1e-5)
-    mine = torch.cat(labels) > 0
-    said = flip(deltas.reshape(48, 5, 4))[mine, torch.cat(labels)[mine]]
-    box = torch.nn.functional.smooth_l1_loss(said, torch.cat(wanted)[mine], reduction="sum") / 48
-    assert float(found[1]) == pytest.approx(float(box), rel=1e-4)
-
-
-def test_first_stages_losses_are_torchvisions():
-    from torchvision.models.detection._utils import BoxCoder, Matcher
-    from torchvision.ops import box_iou
-
-    random = np.random.default_rng(2)
-    boxes, kinds, _ = scene(random)
-    anchors = np.concatenate([scene(random)[2][0], boxes[0][:3] + 1, boxes[1][:1] + 1])
-    objectness = random.normal(size=(2, len(anchors))).astype("float32")
-    shifts = random.normal(size=(2, len(anchors), 4)).astype("float32")
-    noise = random.uniform(size=objectness.shape).astype("float32")
-    # So many that every negative anchor counts.
-    found = layers.proposal_losses(anchors, boxes, kinds, objectness, shifts, noise, 400)
-    matcher, coder = Matcher(0.7, 0.3, allow_low_quality_matches=True), BoxCoder((1.0,) * 4)
-    cross, smooth, number = 0.0, 0.0, 0
-    for i in range(2):
-        real = flip(boxes[i][kinds[i] >= 0])
-        owner = matcher(box_iou(real, flip(anchors)))
-        positive, counted = owner >= 0, owner != -2
-        said = torch.from_numpy(objectness[i])
-        cross += torch.nn.functional.binary_cross_entropy_with_logits(
-            said[counted], positive[counted].float(), reduction="sum"
-        )
-        wanted = coder.encode_single(real[owner.clip(0)], flip(anchors))
-        smooth += torch.nn.functional.smooth_l1_loss(
-            flip(shifts[i])[positive], wanted[positive], beta=1 / 9, reduction="sum"
-        )
-        number += int(counted.sum())
-    assert float(found[0]) == pytest.approx(float(cross) / number, rel=1e-5)
-    assert float(found[1]) == pytest.approx(float(smooth) / number, rel=1e-4)
-
-
-def test_proposals_are_suppressed_level_by_level():
-    anchors = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60], [0, 0, 10, 10.0]])
-    layer = layers.Proposals(anchors, (3, 1), (100, 100), number=4)
-    logits = np.array([[1.0, 2.0, 0.5, 3.0]], "float32")
-    found = keras.ops.convert_to_numpy(layer(logits, np.zeros((1, 4, 4), "float32")))[0]
-    # Of the first map's two that overlap by 0.68 none goes; at 0.6 the less sure one does.
-    np.testing.assert_allclose(found, anchors[[3, 1, 0, 2]], atol=1e-4)
-    layer = layers.Proposals(anchors, (3, 1), (100, 100), number=4, iou_threshold=0.6)
-    found = keras.ops.convert_to_numpy(layer(logits, np.zeros((1, 4, 4), "float32")))[0]
-    np.testing.assert_allclose(found, [*anchors[[3, 1, 2]], [0, 0, 0, 0]], atol=1e-4)
 
 
 def test_the_second_stage_learns_from_sampled_regions():

@@ -1,13 +1,12 @@
-"""YOLO against published counts, a Darknet written from its C code, and its loss box by box."""
+"""YOLO against published counts and a Darknet written from its C code."""
 
-import keras
 import numpy as np
 import pytest
 import torch
+from darknet import reorg_by_loops
 
 from tiffin import recipes
 from tiffin.export import InputError
-from tiffin.layers import DecodeCells, Reorg, yolo_losses
 from tiffin.recipes.detection import yolo
 from tiffin.recipes.engine import registry, summary
 from tiffin.recipes.engine.weights import load_weights
@@ -51,19 +50,6 @@ V3 += "256 1 1; 512 3 1; " * 3 + "head 512 3; yolo; route -4; 128 1 1; up; route
 V3 += "128 1 1; 256 3 1; " * 3 + "head 256 3; yolo"
 
 
-def darknet_reorg(x: np.ndarray) -> np.ndarray:
-    """What reorg_cpu does to one picture, channels first, as its loops do it."""
-    c, h, w = x.shape
-    flat, out = x.ravel(), np.zeros(x.size, x.dtype)
-    for k in range(c):
-        for j in range(h):
-            for i in range(w):
-                c2, offset = k % (c // 4), k // (c // 4)
-                w2, h2 = i * 2 + offset % 2, j * 2 + offset // 2
-                out[i + w * (j + h * k)] = flat[w2 + w * 2 * (h2 + h * 2 * c2)]
-    return out.reshape(c * 4, h // 2, w // 2)
-
-
 def run_darknet(rows: str, x: np.ndarray, classes: int, random) -> tuple[list, bytes]:
     """Run a network of random weights on a picture NCHW; return its heads and its file."""
     x = torch.from_numpy(x)
@@ -94,7 +80,7 @@ def run_darknet(rows: str, x: np.ndarray, classes: int, random) -> tuple[list, b
         elif kind == "up":
             x = functional.interpolate(x, scale_factor=2, mode="nearest")
         elif kind == "reorg":
-            x = torch.from_numpy(np.stack([darknet_reorg(one) for one in x.numpy()]))
+            x = torch.from_numpy(np.stack([reorg_by_loops(one) for one in x.numpy()]))
         elif kind == "head":
             width = given[1] * (5 + classes)
             bias = draw(width, -0.5, 0.5)
@@ -166,131 +152,6 @@ def test_a_file_of_darknet_for_another_network(tmp_path):
     (tmp_path / "a.weights").write_bytes(bytes(4020))
     with pytest.raises(InputError, match="none of its networks"):
         load_weights(recipes.build("resnet20"), tmp_path / "a.weights")
-
-
-def test_reorg_is_darknets():
-    x = np.random.default_rng(2).normal(size=(2, 4, 6, 8)).astype("float32")
-    wanted = np.stack([darknet_reorg(one.transpose(2, 0, 1)) for one in x]).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(Reorg()(x)), wanted)
-    with pytest.raises(ValueError, match="even sides"):
-        Reorg()(x[:, :3])
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def overlap(a, b) -> float:
-    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    shared = sides.prod()
-    areas = [(z[2:] - z[:2]).prod() for z in (a, b)]
-    return shared / (sum(areas) - shared) if shared else 0.0
-
-
-def cross_entropy(wanted, logit):
-    p = sigmoid(logit)
-    return -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p))
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_loss_box_by_box(version):
-    """Of two pictures; in the first two objects want the same prediction, one is difficult."""
-    random = np.random.default_rng(3)
-    size, classes = 128, 3
-    config = yolo.Config(model={1: "yolov1_fast", 2: "yolov2", 3: "yolov3_small"}[version])
-    if version == 2:
-        boxes = DecodeCells([(4, 4)], [[(20, 20), (60, 40), (30, 90)]], (size, size))
-    else:
-        config.raw((size, size, 3), classes, None)
-        boxes = config.boxes
-    count = len(boxes.cells)
-    deltas = random.normal(0, 0.5, (2, count, 4)).astype("float32")
-    logits = random.normal(0, 1, (2, count, 1 + classes)).astype("float32")
-    if version == 1:
-        deltas, logits = np.abs(deltas), np.abs(logits)
-    real = np.array(
-        [
-            [[10, 20, 40, 50], [12, 21, 41, 50], [60, 30, 110, 126], [70, 80, 128, 128]],
-            [[90, 5, 120, 22], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
-        ],
-        "float32",
-    )
-    kinds = np.array([[0, 2, 1, -1], [2, -1, -1, -1]], "int32")
-    found = yolo_losses(
-        version, boxes, {"boxes": real, "classes": kinds}, {"deltas": deltas, "logits": logits}
-    )
-    found = {k: float(v) for k, v in found.items()}
-    sums = {"box_loss": 0.0, "object_loss": 0.0, "class_loss": 0.0}
-    for i in range(2):
-        predicted, grids = [], []
-        for n in range(count):
-            (row, column), (sy, sx), d = (
-                boxes.cells[n],
-                boxes.strides[n],
-                deltas[i, n].astype(float),
-            )
-            if version == 1:
-                y, x, h, w = row + d[0], column + d[1], d[2] ** 2 * size / sy, d[3] ** 2 * size / sx
-            else:
-                h, w = boxes.sides[n] * np.exp(d[2:])
-                y, x = row + sigmoid(d[0]), column + sigmoid(d[1])
-            box = np.array([y - h / 2, x - w / 2, y + h / 2, x + w / 2]) * [sy, sx, sy, sx]
-            predicted.append(box.clip(0, size))
-            grids.append((int(row), int(column), float(sy)))
-        owner = {}
-        for k in np.flatnonzero(kinds[i] >= 0):
-            y1, x1, y2, x2 = real[i, k].astype(float)
-            best, chosen = -1.0, None
-            for n, (row, column, stride) in enumerate(grids):
-                if (int((y1 + y2) / 2 // stride), int((x1 + x2) / 2 // stride)) != (row, column):
-                    continue
-                if version == 1:
-                    fit = overlap(predicted[n], real[i, k].astype(float))
-                else:
-                    h, w = boxes.sides[n] * boxes.strides[n]
-                    fit = overlap(np.array([0, 0, y2 - y1, x2 - x1]), np.array([0, 0, h, w]))
-                if fit > best + 1e-9:
-                    best, chosen = fit, n
-            owner[chosen] = k
-        for n, k in owner.items():
-            y1, x1, y2, x2 = real[i, k].astype(float)
-            (row, column), stride = boxes.cells[n], float(boxes.strides[n, 0])
-            place = np.array([(y1 + y2) / 2 / stride - row, (x1 + x2) / 2 / stride - column])
-            sides, d = np.array([y2 - y1, x2 - x1]), deltas[i, n].astype(float)
-            one = np.eye(classes)[kinds[i, k]]
-            said = logits[i, n, 1:].astype(float)
-            if version == 1:
-                roots = np.sqrt(sides / size)
-                sums["box_loss"] += (
-                    5 * ((place - d[:2]) ** 2).sum() + 5 * ((roots - d[2:]) ** 2).sum()
-                )
-                sums["class_loss"] += ((one - said) ** 2).sum()
-            else:
-                small = 2 - sides.prod() / size**2
-                log = np.log(sides / boxes.sides[n] / stride)
-                if version == 2:
-                    error = ((sigmoid(d[:2]) - place) ** 2 / 2).sum()
-                    sums["class_loss"] -= np.log(np.exp(said)[kinds[i, k]] / np.exp(said).sum())
-                else:
-                    error = cross_entropy(place, d[:2]).sum()
-                    sums["class_loss"] += cross_entropy(one, said).sum()
-                sums["box_loss"] += small * (error + ((d[2:] - log) ** 2).sum() / 2)
-        for n in range(count):
-            said = float(logits[i, n, 0])
-            best = max(overlap(predicted[n], b.astype(float)) for b in real[i])
-            fit = overlap(predicted[n], real[i, owner[n]].astype(float)) if n in owner else 0.0
-            if version == 1:
-                sums["object_loss"] += (1 if n in owner else 0.5) * (fit - said) ** 2
-            elif n in owner:
-                sums["object_loss"] += (
-                    5 * (fit - sigmoid(said)) ** 2 / 2 if version == 2 else cross_entropy(1, said)
-                )
-            elif best <= {2: 0.6, 3: 0.5}[version]:
-                sums["object_loss"] += (
-                    sigmoid(said) ** 2 / 2 if version == 2 else cross_entropy(0, said)
-                )
-    for name, value in sums.items():
-        assert found[name] == pytest.approx(value / 2, rel=1e-4), name
 
 
 def test_anchors_come_from_the_data():
