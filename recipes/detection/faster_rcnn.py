@@ -77,6 +77,7 @@ WEIGHTS = {
         ),
         epsilon=0.0,  # as torchvision runs these weights
         boxes="rpn_shifts|deltas",
+        trained_on="coco",
         files={"faster_rcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"},
     ),
 }

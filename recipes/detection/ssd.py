@@ -106,6 +106,7 @@ WEIGHTS = {
         options={"scales": (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)},
         normalization=((123.0, 117.0, 104.0), 1.0),
         boxes=r".*_deltas",
+        trained_on="coco",
         files={"ssd300_vgg16": "ssd300_vgg16_coco-b556d3b4.pth"},
     )
 }
@@ -127,8 +128,7 @@ def ssd(
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels, a square.
         classes: without the background.
-        backbone: a network of the classification collection that takes the place of the variant's
-            own; its maps of the same strides are looked at.
+        backbone: a classification network in place of the variant's own, for its maps' strides.
         alpha: width multiplier of the backbone.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.

@@ -94,8 +94,8 @@ FILES = {  # with the first digits of the SHA-256
     "yolov3": ("yolov3.weights", "523e4e69e1d01539"),
     "yolov3_tiny": ("yolov3-tiny.weights", "dccea06f59b781ec"),
 }
-URL = "https://pjreddie.com/media/files/"
-WEIGHTS = {"darknet": Collection((), {"anchors": "paper"}, 1e-6, DARKNET, "free", URL, FILES)}
+FREE = ({"anchors": "paper"}, 1e-6, DARKNET, "free", "https://pjreddie.com/media/files/", FILES)
+WEIGHTS = {"darknet": Collection((), *FREE, trained_on="coco")}
 ACTIVATIONS = {1: ("linear", "linear"), 2: ("sigmoid", "softmax"), 3: ("sigmoid", "sigmoid")}
 BOXES = 2  # of a cell in version 1
 PRIOR = -4.0  # where objectness starts, lest the many empty cells swamp the beginning

@@ -41,6 +41,7 @@ class Collection:
         bgr: whether the first convolution takes blue, green, red; it is turned round.
         boxes: regular expression of those of our layers whose outputs come in fours, and there as
             x, y, width, height: ours have y and height first.
+        trained_on: what `--weights` calls the published files by.
     """
 
     names: Rules | Callable[[list[str]], Mapping[str, str]]
@@ -52,6 +53,7 @@ class Collection:
     files: Mapping[str, str | tuple[str, str]] = dataclasses.field(default_factory=dict)
     bgr: bool = False
     boxes: str = ""
+    trained_on: str = "imagenet"
 
 
 @dataclasses.dataclass
@@ -107,7 +109,8 @@ def read(
     """
     collections = collections or {}
     if str(source) in published.NAMES:
-        name, path, origin = published.fetch(variant, collections)
+        fitting = {n: c for n, c in collections.items() if c.trained_on == str(source)}
+        name, path, origin = published.fetch(variant, fitting)
         return Source(path, read_file(path), name, collections[name], origin)
     path = Path(source)
     tensors = read_file(path)

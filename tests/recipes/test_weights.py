@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -642,7 +643,8 @@ def test_hostile_and_damaged_files_of_other_kinds(tmp_path):
     refused("a.pth", "no file of torch")
     (tmp_path / "a.onnx").write_bytes(content)
     refused(
-        "a.onnx", "Weights come from a .keras, .weights.h5, .h5, .safetensors, .pth or .pt file"
+        "a.onnx",
+        "Weights come from a .keras, .weights.h5, .h5, .safetensors, .pth, .pt or .weights file",
     )
 
 
@@ -666,7 +668,8 @@ def test_tables_of_the_collection_can_be_kept(entry):
     module = entry.load()
     options = registry.options_of(module.Config.builder)
     for collection in getattr(module, "WEIGHTS", {}).values():
-        assert set(collection.options) <= set(options)
+        fields = {field.name for field in dataclasses.fields(module.Config)}
+        assert set(collection.options) <= fields | set(options)
         assert set(collection.files) <= set(entry.variants)
         assert collection.url.startswith("https://") and collection.url.endswith("/")
         assert collection.licence
