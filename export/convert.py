@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tiffin.export.errors import ExportError, InputError
+from tiffin.export.verify import DETECTIONS
 
 _KERNEL_OPS = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
 # Below this many elements a weight costs the passes nothing and may help them as a constant.
@@ -28,12 +29,14 @@ class Port:
         shape: without the batch axis.
         dtype: a numpy name.
         image: whether it takes raw pixels, 0-255, NHWC.
+        units: of a detector's boxes, "pixels" of the input or "relative" to its sides.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     image: bool = False
+    units: str | None = None
 
     def describe(self) -> dict:
         """Return its entry in the manifest."""
@@ -41,6 +44,8 @@ class Port:
         if self.image:
             color = "RGB" if self.shape[-1] == 3 else "grey"
             entry |= {"layout": "NHWC", "color": color, "range": [0, 255]}
+        if self.units:
+            entry["units"] = self.units
         return entry
 
 
@@ -81,6 +86,14 @@ class Interface:
         ]
         if self.softmax:
             self.outputs = (dataclasses.replace(self.outputs[0], name="probabilities"),)
+        by_name = {port.name: port for port in self.outputs}
+        if set(by_name) >= DETECTIONS:
+            # As numbers, classes and count come from TFLite's kind of detector.
+            relative = by_name["classes"].dtype.startswith("float")
+            by_name["boxes"] = dataclasses.replace(
+                by_name["boxes"], units="relative" if relative else "pixels"
+            )
+            self.outputs = tuple(by_name.values())
         layers = [*self.model._flatten_layers(include_self=False)]
         self.layers = frozenset(layer.name for layer in layers)
         # A layer whose attribute keeps_float is True computes in float32 in every file.

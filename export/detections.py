@@ -56,7 +56,10 @@ def find(runner: Runner, image: np.ndarray, least_score: float) -> list[Detectio
     pixels, frame = framed(Image.fromarray(image), tensor.shape[1:3])
     outputs = runner(pixels[None].astype(tensor.dtype))
     count = int(outputs["count"][0])
-    boxes = frame.back(outputs["boxes"][0, :count])
+    boxes = outputs["boxes"][0, :count]
+    if outputs["classes"].dtype.kind == "f":  # of TFLite's kind, whose boxes are relative
+        boxes = boxes * np.tile(tensor.shape[1:3], 2)
+    boxes = frame.back(boxes)
     found = zip(boxes, outputs["scores"][0, :count], outputs["classes"][0, :count], strict=True)
     return [
         Detection(tuple(map(float, box)), float(score), int(kind))

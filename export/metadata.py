@@ -18,9 +18,17 @@ from tiffin.export.errors import ExportError, InputError
 LABELS_FILE = "labels.txt"
 _BUFFER_NAME = "TFLITE_METADATA"
 # Enumerations and union members of metadata_schema.fbs.
-_TENSOR_AXIS_LABELS = 2
+_TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 2, 3
 _RGB = 1
-_FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
+_FEATURE_PROPERTIES, _IMAGE_PROPERTIES, _BOX_PROPERTIES = 1, 2, 3
+_BOUNDARIES, _RATIO = 1, 0
+# By these names MediaPipe's object detector knows the outputs; its boxes are relative.
+_DETECTOR = {
+    "boxes": "location",
+    "classes": "category",
+    "scores": "score",
+    "count": "number of detections",
+}
 _NORMALIZATION_OPTIONS = 1
 # Slots of TFLite's table Model.
 _BUFFERS, _METADATA = 4, 6
@@ -109,7 +117,7 @@ def add_tflite(
         name: the model's name.
         description: a sentence or more, or None.
         labels: names of the classes, or None; they describe every output whose last axis has as
-            many entries.
+            many entries, or a detector's classes.
         inputs: entries of the manifest's `inputs`; those with a `layout` are images.
         outputs: entries of the manifest's `outputs`.
 
@@ -219,9 +227,15 @@ def _describe(
 ) -> bytes:
     """Return the flatbuffer ModelMetadata; numbers are the schema's slots."""
     builder = flatbuffers.Builder()
-    labelled = [bool(labels) and o["shape"][-1] == labels for o in outputs]
-    ins = [_tensor(builder, i, False) for i in inputs]
-    outs = [_tensor(builder, o, has) for o, has in zip(outputs, labelled, strict=True)]
+    # Relative boxes are those of a detector that MediaPipe can open.
+    names = _DETECTOR if any(o.get("units") == "relative" for o in outputs) else {}
+    ins = [_tensor(builder, i, None) for i in inputs]
+    outs = []
+    for output in outputs:
+        kind = _TENSOR_AXIS_LABELS if output["shape"][-1] == labels else None
+        kind = _TENSOR_VALUE_LABELS if names.get(output["name"]) == "category" else kind
+        named = dict(output) | {"name": names.get(output["name"], output["name"])}
+        outs.append(_tensor(builder, named, kind if labels else None))
     subgraph = _table(
         builder,
         (2, "offset", _offsets(builder, ins)),
@@ -238,7 +252,7 @@ def _describe(
     return bytes(builder.Output())
 
 
-def _tensor(builder: flatbuffers.Builder, entry: Mapping, labelled: bool) -> int:
+def _tensor(builder: flatbuffers.Builder, entry: Mapping, labels: int | None) -> int:
     fields = [(0, "offset", builder.CreateString(entry["name"]))]
     if entry.get("layout"):
         height, width = entry["shape"][1:3]
@@ -255,14 +269,26 @@ def _tensor(builder: flatbuffers.Builder, entry: Mapping, labelled: bool) -> int
         )
         fields += [(3, "offset", content), (4, "offset", _offsets(builder, [unit]))]
         fields += [(5, "offset", stats)]
+    elif entry.get("units") == "relative":
+        builder.StartVector(4, 4, 4)
+        for place in (2, 3, 0, 1):  # backwards: ours is top, left, bottom, right; theirs left first
+            builder.PrependUint32(place)
+        fields_of = _table(
+            builder,
+            (0, "offset", builder.EndVector()),
+            (1, "uint8", _BOUNDARIES),
+            (2, "uint8", _RATIO),
+        )
+        content = _table(builder, (0, "uint8", _BOX_PROPERTIES), (1, "offset", fields_of))
+        fields += [(3, "offset", content)]
     else:
         builder.StartObject(0)
         properties = builder.EndObject()
         content = _table(builder, (0, "uint8", _FEATURE_PROPERTIES), (1, "offset", properties))
         fields += [(3, "offset", content)]
-    if labelled:
+    if labels:
         file = builder.CreateString(LABELS_FILE)
-        file = _table(builder, (0, "offset", file), (2, "uint8", _TENSOR_AXIS_LABELS))
+        file = _table(builder, (0, "offset", file), (2, "uint8", labels))
         fields += [(6, "offset", _offsets(builder, [file]))]
     return _table(builder, *fields)
 

@@ -265,6 +265,9 @@ class _Judge:
             }
         embeds = verify.EMBEDDINGS in self.reference
         detects = set(self.reference) >= verify.DETECTIONS
+        units = {p.name: p.units for p in interface.outputs}
+        relative = units.get("boxes") == "relative"
+        self.pixel = 1 / max(interface.inputs[0].shape[:2]) if relative else 1.0
         self.bounds = {
             p: verify.bound(p, max_loss, self.metric is not None, embeds, detects)
             for p in precisions
@@ -283,7 +286,8 @@ class _Judge:
         self._check_types(path, runner)
         value = self.summary and self.summary["value"]
         limits = self.bounds[precision]
-        return verify.verify(self.reference, outputs, limits, self.targets, self.metric, value)
+        given = (self.targets, self.metric, value, self.pixel)
+        return verify.verify(self.reference, outputs, limits, *given)
 
     def _check_types(self, path: Path, runner) -> None:
         """Refuse a file whose inputs and outputs are not of the types that the manifest names."""

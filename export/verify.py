@@ -113,7 +113,7 @@ def compare(reference: np.ndarray, output: np.ndarray, embeddings: bool = False)
 
 
 def compare_detections(
-    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], pixel: float = 1.0
 ) -> dict:
     """Measure how a detector's outputs depart from Keras', detection by detection.
 
@@ -121,15 +121,17 @@ def compare_detections(
         reference: `boxes` `[n, size, 4]`, `scores` `[n, size]`, `classes` `[n, size]`, `count`
             `[n]` from Keras.
         outputs: the same from the file.
+        pixel: of the input, in the unit of the boxes.
 
     Returns:
         `matched`, the share of detections on either side with a counterpart on the other of the
-        same class, corners within 1 and scores within 0.001; `sure_found`, the share of Keras'
-        detections of score 0.3 or more with one of the same class, an IoU of 0.5 and a score within
-        0.1; None if there are none. `detections`, how many Keras has.
+        same class, corners within a pixel and scores within 0.001; `sure_found`, the share of
+        Keras' detections of score 0.3 or more with one of the same class, an IoU of 0.5 and a score
+        within 0.1; None if there are none. `detections`, how many Keras has.
     """
     matched = total = found = sure = 0
-    for i, (n, m) in enumerate(zip(reference["count"], outputs["count"], strict=True)):
+    counts = zip(*(np.asarray(x["count"], int) for x in (reference, outputs)), strict=True)
+    for i, (n, m) in enumerate(counts):
         a = {
             name: np.asarray(reference[name][i][:n], np.float64) for name in DETECTIONS - {"count"}
         }
@@ -137,7 +139,7 @@ def compare_detections(
         same = a["classes"][:, None] == b["classes"][None]
         apart = np.abs(a["scores"][:, None] - b["scores"][None])
         corners = np.abs(a["boxes"][:, None] - b["boxes"][None]).max(-1, initial=0)
-        twins = same & (corners <= 1) & (apart <= 1e-3)
+        twins = same & (corners <= pixel) & (apart <= 1e-3)
         matched += int(twins.any(1).sum()) + int(twins.any(0).sum())
         total += int(n) + int(m)
         low = np.maximum(a["boxes"][:, None, :2], b["boxes"][None, :, :2])
@@ -195,6 +197,7 @@ def verify(
     targets=None,
     metric: Callable | None = None,
     reference_metric: float | None = None,
+    pixel: float = 1.0,
 ) -> tuple[dict, str | None]:
     """Measure a file's outputs and judge them by the limits of `bound`.
 
@@ -205,6 +208,7 @@ def verify(
         targets: of the evaluation data, for `metric`.
         metric: `metric(outputs, targets)`, higher is better; None without evaluation data.
         reference_metric: what Keras reaches.
+        pixel: see `compare_detections`.
 
     Returns:
         The entries of the manifest, and why the file must not leave: which output, how far; None
@@ -244,7 +248,7 @@ def verify(
                     f"than {limits['relative_rms_error']}"
                 )
     if detects and not reasons:
-        entry = compare_detections(reference, outputs)
+        entry = compare_detections(reference, outputs, pixel)
         reasons = _detection_reasons(entry, limits)
     first = next(iter(measured.values()), {})
     entry |= {

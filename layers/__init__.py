@@ -116,6 +116,7 @@ from tiffin.layers.squeeze_excitation import squeeze_excitation
 from tiffin.layers.ssd_losses import ssd_losses
 from tiffin.layers.suppression import (
     NonMaxSuppression,
+    RelativeDetections,
     soft_nms,
     suppress,
 )
@@ -153,6 +154,7 @@ __all__ = [
     "PReLU",
     "Proposals",
     "PyramidRoIAlign",
+    "RelativeDetections",
     "Reorg",
     "RoIAlign",
     "RoIPool",

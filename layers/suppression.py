@@ -143,6 +143,40 @@ class NonMaxSuppression(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable("tiffin")
+class RelativeDetections(keras.layers.Layer):
+    """Detections as TFLite's own detectors give them: numbers alone, boxes as shares of the sides.
+
+    Args:
+        size: `(height, width)` of the picture, in pixels.
+        **kwargs: `name`.
+
+    Call arguments:
+        detections: as from `NonMaxSuppression`.
+
+    Returns:
+        The same dictionary, all float32, `boxes` in [0, 1].
+    """
+
+    keeps_float = True
+
+    def __init__(self, size, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.size = tuple(size)
+
+    def call(self, detections):
+        sides = np.tile(np.array(self.size, np.float32), 2)
+        return {
+            "boxes": detections["boxes"] / sides,
+            "scores": detections["scores"],
+            "classes": ops.cast(detections["classes"], "float32"),
+            "count": ops.cast(detections["count"], "float32"),
+        }
+
+    def get_config(self):
+        return super().get_config() | {"size": list(self.size)}
+
+
 def soft_nms(
     boxes: np.ndarray,
     scores: np.ndarray,

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from keras import ops
 from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
-from tiffin.layers import NonMaxSuppression
+from tiffin.layers import NonMaxSuppression, RelativeDetections
 from tiffin.recipes.engine import box_augmentation, detection_metrics, registry, report
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit, load_boxes, truth
 from tiffin.recipes.engine.image_recipe import ImageRecipe
@@ -82,6 +82,9 @@ class Detection(ImageRecipe):
     """Of two boxes of a class that overlap by more than this only the surer one stays."""
     detections: int = 100
     """Most detections in a picture."""
+    coordinates: Literal["pixels", "relative"] = "pixels"
+    """Of the boxes in exported files: pixels of the input, or shares of its sides with all outputs
+    as float32, as in TFLite's own detectors, which MediaPipe opens."""
     max_loss: float = 0.02
     """How much mAP50 an fp16 or int8 file may lose; one that loses more is not handed out."""
 
@@ -147,6 +150,12 @@ class Detection(ImageRecipe):
         )
         return keras.Model(network.input, suppression(boxes, scores), name=network.name)
 
+    def exported(self, model: keras.Model) -> keras.Model:
+        if self.coordinates == "pixels":
+            return model
+        relative = RelativeDetections(model.input_shape[1:3], name="relative")
+        return keras.Model(model.input, relative(model.output), name=model.name)
+
     def objective(self) -> dict[str, Any]:
         return {"loss": None}
 
@@ -196,6 +205,8 @@ class Detection(ImageRecipe):
         images, index = data.test.arrays(1000, self.seed)
         split = data.test.take(index)
         targets = {n: getattr(split, n) for n in ("boxes", "classes", "difficult")}
+        if self.coordinates == "relative":
+            targets["boxes"] = targets["boxes"] / np.tile(split.size, 2)
         return super().export_options(data, test) | {
             "evaluation": (images, targets),
             "metric": mean_average_precision,
@@ -218,7 +229,7 @@ def unpadded(outputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Return a detector's outputs picture by picture, without the places beyond `count`."""
     return [
         {name: outputs[name][i, :n] for name in ("boxes", "scores", "classes")}
-        for i, n in enumerate(outputs["count"])
+        for i, n in enumerate(np.asarray(outputs["count"], int))
     ]
 
 

@@ -115,6 +115,10 @@ class Recipe(abc.ABC):
         """Return what is kept, evaluated and exported of a trained network, without its losses."""
         return keras.Model(model.input, model.output, name=model.name)
 
+    def exported(self, model: keras.Model) -> keras.Model:
+        """Return what leaves of a network from `inference`."""
+        return model
+
     def published(self) -> tuple[dict[str, Collection], str]:
         """Return the table of weights that others publish, and which network there it is."""
         return getattr(sys.modules[type(self).__module__], "WEIGHTS", {}), self.model
@@ -245,7 +249,7 @@ class Recipe(abc.ABC):
         if self.export:
             from tiffin.export import stage
 
-            stage.dry_run(self.inference(model), self.formats)
+            stage.dry_run(self.exported(self.inference(model)), self.formats)
             print(f"Dry export: {' and '.join(self.formats)} work")
         return data, model
 
@@ -374,7 +378,7 @@ class Recipe(abc.ABC):
         options = self.export_options(data, metrics["test"])
         try:
             manifest = export.export(
-                model,
+                self.exported(model),
                 directory / "export",
                 formats=self.formats,
                 precisions=self.precisions,

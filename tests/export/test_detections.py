@@ -7,6 +7,7 @@ from PIL import Image
 
 from tiffin import layers
 from tiffin.export import ExportError, InputError, cli, documents, load, stage, verify
+from tiffin.export.detections import find
 from tiffin.export.images import Frame
 
 LABELS = ("red", "green", "blue")
@@ -90,6 +91,48 @@ def test_int8_keeps_places_in_float32(folder, detector):
         for i, n in enumerate(got["count"]):
             mine, theirs = (sorted(o["boxes"][i, :n].round(3).tolist()) for o in (got, wanted))
             np.testing.assert_allclose(mine, theirs, atol=0.01)
+
+
+def test_mediapipe_opens_relative_detections(detector, tmp_path):
+    """A client that nobody here wrote finds the same objects, by name, in the picture's pixels."""
+    mediapipe = pytest.importorskip("mediapipe")
+    vision = pytest.importorskip("mediapipe.tasks.python.vision")
+    relative = layers.RelativeDetections((SIDE, SIDE))(detector.output)
+    model = keras.Model(detector.input, relative, name="squares")
+    images, _, _ = pictures(40)
+    manifest = stage.export(
+        model, tmp_path, formats=("tflite",), calibration=images, labels=LABELS, say=lambda _: None
+    )
+    assert manifest["outputs"][0]["units"] == "relative"
+    wanted = detector.predict(images, verbose=0)
+    for file in ("squares_fp32.tflite", "squares_int8.tflite"):
+        options = vision.ObjectDetectorOptions(
+            base_options=mediapipe.tasks.BaseOptions(model_asset_path=str(tmp_path / file)),
+        )
+        with vision.ObjectDetector.create_from_options(options) as client:
+            for i, image in enumerate(images[:10]):
+                picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
+                found = client.detect(picture).detections
+                mine = [
+                    (
+                        one.categories[0].category_name,
+                        one.bounding_box.origin_y,
+                        one.bounding_box.origin_x,
+                    )
+                    for one in found
+                ]
+                n = wanted["count"][i]
+                theirs = [
+                    (LABELS[kind], round(float(box[0])), round(float(box[1])))
+                    for box, kind in zip(
+                        wanted["boxes"][i, :n], wanted["classes"][i, :n], strict=True
+                    )
+                ]
+                assert len(mine) == n and sorted(mine) == sorted(theirs)
+    runner = load(tmp_path / "squares_fp32.tflite")
+    best = find(runner, images[0], 0.5)
+    n = int((wanted["scores"][0] >= 0.5).sum())
+    np.testing.assert_allclose([one.box for one in best], wanted["boxes"][0, :n], atol=0.01)
 
 
 def test_documents_speak_of_detections(folder):
