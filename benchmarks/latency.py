@@ -44,31 +44,43 @@ def pair(name: str, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def converted(ours: convert.Interface, folder: Path) -> dict[str, Path]:
+    """Write a network in both formats, in float32 and int8.
+
+    Past the export stage's verdict: an untrained network need not survive int8, only run as fast.
+    """
+    height, width = ours.inputs[0].shape[:2]
+    images = np.random.default_rng(0).integers(0, 256, (32, 7, 7, 3)).astype(np.float32)
+    images = images.repeat(-(-height // 7), axis=1).repeat(-(-width // 7), axis=2)
+    images = {"image": images[:, :height, :width]}
+    made = {}
+    for home, kind, content in (
+        (onnx_file, "ONNX", onnx_file.to_onnx(ours, convert.trace(ours, None))),
+        (tflite_file, "TFLite", tflite_file.to_tflite(ours, convert.trace(ours, 1))),
+    ):
+        for precision in ("fp32", "int8"):
+            reduced = home.reduce(content, precision, ours, images)
+            data = reduced if kind == "TFLite" else reduced.SerializeToString()
+            path = made[f"{kind} {precision}"] = folder / f"{precision}.{kind.lower()}"
+            path.write_bytes(data)
+    return made
+
+
 def files(name: str, folder: Path) -> dict[str, Path]:
     """Export one network by everyone; return the files by what the table calls them."""
-    images = np.random.default_rng(0).integers(0, 256, (32, 7, 7, 3)).astype(np.float32)
-    images = images.repeat(32, axis=1).repeat(32, axis=2)
-    # Past the export stage's verdict: an untrained network need not survive int8, only run as fast.
     ours = interface(name)
-    content = onnx_file.to_onnx(ours, convert.trace(ours, None))
-    for precision in ("fp32", "int8"):
-        reduced = onnx_file.reduce(content, precision, ours, {"image": images})
-        (folder / f"{name}_{precision}.onnx").write_bytes(reduced.SerializeToString())
-    content = tflite_file.to_tflite(ours, convert.trace(ours, 1))
-    for precision in ("fp32", "int8"):
-        reduced = tflite_file.reduce(content, precision, ours, {"image": images})
-        (folder / f"{name}_{precision}.tflite").write_bytes(reduced)
+    made = converted(ours, folder)
     by_keras(ours.model, "onnx", folder / "keras.onnx")
     by_keras(ours.model, "tflite", folder / "keras.tflite")
     by_torch(name, folder / "torch.onnx")
     return {
-        "tiffin ONNX fp32": folder / f"{name}_fp32.onnx",
+        "tiffin ONNX fp32": made["ONNX fp32"],
         "Keras ONNX fp32": folder / "keras.onnx",
         "torch.onnx fp32": folder / "torch.onnx",
-        "tiffin TFLite fp32": folder / f"{name}_fp32.tflite",
+        "tiffin TFLite fp32": made["TFLite fp32"],
         "Keras TFLite fp32": folder / "keras.tflite",
-        "tiffin ONNX int8": folder / f"{name}_int8.onnx",
-        "tiffin TFLite int8": folder / f"{name}_int8.tflite",
+        "tiffin ONNX int8": made["ONNX int8"],
+        "tiffin TFLite int8": made["TFLite int8"],
     }
 
 

@@ -45,17 +45,17 @@ from tiffin.recipes.engine.weights import Collection
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
-    "faster_rcnn_small": (2015, 96, 1_282_646, 184_970_240, None, "VOC"),
+    "faster_rcnn_small": (2015, 96, 537_558, 112_989_184, None, "VOC"),
     "faster_rcnn_vgg16": (2015, 608, 137_078_239, 128_507_473_920, 30.1, "VOC"),
     "faster_rcnn_resnet50": (2015, 608, 28_469_983, 30_621_044_736, None, "VOC"),
     "faster_rcnn_resnet50_fpn": (2017, 800, 41_757_156, 113_558_835_200, 41.5, "COCO"),
 }
 RATIOS = (0.5, 1.0, 2.0)
-SMALL, PAPER, FINE = ((10, 16, 26),), ((128, 256, 512),), ((32,), (64,), (128,), (256,), (512,))
+SMALL, PAPER, FINE = ((8, 13, 21),), ((128, 256, 512),), ((32,), (64,), (128,), (256,), (512,))
 TABLES = {
     # backbone, its options, strides of the maps, sides of the anchors on each in pixels; scores of
     # an anchor, channels before, what pools a region, to how many cells, units behind
-    "faster_rcnn_small": ("vgg11_bn", {"alpha": 0.25}, (8,), SMALL, 1, 128, "align", 5, (256,)),
+    "faster_rcnn_small": ("vgg11_bn", {"alpha": 0.25}, (4,), SMALL, 1, 64, "align", 5, (256,)),
     "faster_rcnn_vgg16": ("vgg16", {}, (16,), PAPER, 2, 512, "pool", 7, (4096, 4096)),
     "faster_rcnn_resnet50": ("resnet50", {}, (16,), PAPER, 2, 512, "align", 14, "conv5"),
     "faster_rcnn_resnet50_fpn": (
@@ -106,7 +106,7 @@ def faster_rcnn(
             own; its maps of the same strides are looked at.
         alpha: width multiplier of the backbone.
         pooling: of regions: "pool" (RoIPool) or "align" (RoIAlign); None: the variant's own.
-        proposals: regions that the second stage judges.
+        proposals: regions that the second stage judges, the best of four times as many a map.
         anchor_scale: what the anchors' sides are multiplied by.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
@@ -142,7 +142,7 @@ def faster_rcnn(
         grid = x.shape[1:3]
         anchors.append(grid_anchors(shapes, grid, np.floor_divide(input_shape[:2], grid), offset))
     counts, joined, size = [len(some) for some in anchors], np.concatenate(anchors), input_shape[:2]
-    propose = Proposals(joined, counts, size, proposals, name="proposals")
+    propose = Proposals(joined, counts, size, proposals, 4 * proposals, name="proposals")
     regions = propose(objectness, shifts)
     outputs = {"objectness": objectness, "shifts": shifts, "proposals": regions}
     outputs |= _judge(maps, regions, pooling or by, cells, units, 1 + classes, strides, bn_momentum)

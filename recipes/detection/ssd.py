@@ -38,7 +38,7 @@ from tiffin.recipes.engine.weights import Collection
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
-    "ssd_small": (2016, 128, 1_319_604, 203_978_752, None, "VOC"),
+    "ssd_small": (2016, 96, 653_420, 136_046_592, None, "VOC"),
     "ssd300_vgg16": (2016, 300, 26_285_486, 31_373_537_792, 25.7, "VOC"),
     "ssd512_vgg16": (2016, 512, 27_188_676, 90_207_908_864, 23.2, "VOC"),
     "ssdlite320_mobilenet_v2": (2018, 320, 4_386_058, 808_414_144, None, "COCO"),
@@ -71,15 +71,14 @@ SSDLITE = (
     ("extra4", 64, 128, 2, "same", (2, 3)),  #                1 x 1
 )
 SMALL = (
-    # source     squeeze  filters  stride  padding  ratios    output at 128x128
-    ("stride_8", None, None, None, None, (2,)),  #            16 x 16
-    ("stride_16", None, None, None, None, (2, 3)),  #         8 x 8
-    ("extra1", 64, 128, 2, "same", (2, 3)),  #                4 x 4
-    ("extra2", 64, 128, 2, "same", (2,)),  #                  2 x 2
+    # source     squeeze  filters  stride  padding  ratios    output at 96x96
+    ("stride_4", None, None, None, None, (2,)),  #            24 x 24
+    ("stride_8", None, None, None, None, (2,)),  #            12 x 12
+    ("extra1", 64, 128, 2, "same", (2,)),  #                  6 x 6
 )
 TABLES = {
     # maps, backbone, its options, scales of the default boxes
-    "ssd_small": (SMALL, "vgg11_bn", {"alpha": 0.25}, (0.1, 0.18, 0.32, 0.55, 0.9)),
+    "ssd_small": (SMALL, "vgg11_bn", {"alpha": 0.25}, (0.12, 0.2, 0.3, 0.45)),
     "ssd300_vgg16": (SSD300, "vgg16", {}, ssd_scales(6)),
     "ssd512_vgg16": (SSD512, "vgg16", {}, ssd_scales(7, 0.15, 0.9, 0.07)),
     "ssdlite320_mobilenet_v2": (SSDLITE, "mobilenet_v2", {}, (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1)),

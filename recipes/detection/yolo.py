@@ -41,7 +41,7 @@ from tiffin.recipes.engine.weights import Collection
 
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs, error in percent, measured on)
-    "yolov3_small": (2018, 96, 1_127_974, 113_697_792, None, "VOC"),
+    "yolov3_small": (2018, 96, 436_774, 126_388_224, None, "VOC"),
     "yolov1": (2015, 448, 271_703_550, 20_285_153_280, 36.6, "VOC"),
     "yolov1_fast": (2015, 448, 45_089_374, 2_418_728_960, 47.3, "VOC"),
     "yolov2": (2016, 416, 50_962_889, 14_732_084_224, 23.2, "COCO"),
@@ -69,7 +69,7 @@ DARKNET53 = (  # v3, table 1
     *((1024, 3, 2), *["residual"] * 4),
 )
 TINY = (*POOLED, M, (256, 3), M, (512, 3), "maxpool 1", (1024, 3))
-SMALL = (*POOLED, (128, 3), M, (256, 3))
+SMALL = (*POOLED[:5], (64, 3), M, (128, 3), (128, 3))
 ANCHORS_V2 = (
     ((21.676, 18.327), (66.001, 59.982), (175.179, 106.83), (112.889, 252.25), (293.385, 312.657)),
 )
@@ -82,7 +82,7 @@ ANCHORS_SMALL = (((22, 19), (27, 23), (33, 27)), ((10, 9), (13, 11), (17, 14)))
 TABLES = {
     # version, body, strides of the maps that are looked at, filters of the first head, and the
     # anchors on each map, height and width in pixels at the paper's size, from Darknet's files
-    "yolov3_small": (3, SMALL, (16, 8), 128, ANCHORS_SMALL),
+    "yolov3_small": (3, SMALL, (8, 4), 64, ANCHORS_SMALL),
     "yolov1": (1, V1, (64,), (4096,), None),
     "yolov1_fast": (1, FAST, (64,), (256, 4096), None),
     "yolov2": (2, DARKNET19, (32,), 1024, ANCHORS_V2),
@@ -116,7 +116,7 @@ def yolo(
     Args:
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels, multiples of the coarsest stride: 64 for
-            version 1, 32 for the others, 16 for the small one.
+            version 1, 32 for the others, 8 for the small one.
         classes: number of classes.
         backbone: a network of the classification collection that takes the place of the variant's
             own; its maps of the same strides are looked at. Not for version 1.

@@ -70,10 +70,10 @@ class Detection(ImageRecipe):
     variant's own. `tiffin list` shows all."""
     alpha: float | None = None
     """Width multiplier of the backbone, where it has one."""
-    batch_size: int = 32
+    batch_size: int = 16
     optimizer: OptimizerName = "adam"
     learning_rate: float = 2e-3
-    augment: tuple[str, ...] = ()
+    augment: tuple[str, ...] = ("scale:0.2", "color_jitter")
     """In order, each with an optional strength, such as zoom_out:2: mosaic, iou_crop, zoom_out,
     scale, horizontal_flip, vertical_flip, color_jitter, noise."""
     score_threshold: float = 0.01

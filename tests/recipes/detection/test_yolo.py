@@ -21,7 +21,7 @@ from tiffin.recipes.engine.weights import load_weights
         ("yolov2", (203_934_260 - 16) // 4 - 20_672, 845),
         ("yolov3", (248_007_048 - 20) // 4 - 52_608, 10_647),
         ("yolov3_tiny", (35_434_956 - 20) // 4 - 6_368, 2535),
-        ("yolov3_small", 1_127_974, 540),
+        ("yolov3_small", 436_774, 2160),
     ],
 )
 def test_published_counts(name, count, rows):
