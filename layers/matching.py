@@ -40,23 +40,27 @@ def match(overlap, positive: float, negative: float, bipartite: bool = True, val
     result = ops.where(best >= positive, chosen, ops.where(best < negative, -1, -2))
     if not bipartite:
         return result
+    # So many others can an object lose its best anchors to: further ones it never needs.
     anchors = overlap.shape[1]
-    numbers = ops.arange(count, dtype="int32")
+    values, places = ops.top_k(ops.transpose(overlap, (0, 2, 1)), min(count, anchors))
+    places = ops.cast(places, "int32")
+    few, numbers = places.shape[-1], ops.arange(count, dtype="int32")
 
     # One object a round, the best pair of all that are left: as many rounds as objects.
     def give(_, state):
-        left, result = state
-        batch = ops.shape(left)[0]
-        flat = ops.reshape(left, (batch, anchors * count))
-        place = ops.cast(ops.argmax(flat, axis=-1), "int32")
-        found = ops.max(flat, axis=-1) > 0
-        anchor, thing = place // count, place % count
-        mine = (ops.arange(anchors, dtype="int32")[None] == anchor[:, None]) & found[:, None]
-        result = ops.where(mine, thing[:, None], result)
-        taken = mine[:, :, None] | ((numbers[None] == thing[:, None]) & found[:, None])[:, None]
-        return ops.where(taken, -1.0, left), result
+        left, owned = state
+        flat = ops.reshape(left, (-1, count * few))
+        best = ops.cast(ops.argmax(flat, axis=-1), "int32")
+        thing = (numbers[None] == (best // few)[:, None]) & (ops.max(flat, axis=-1) > 0)[:, None]
+        anchor = take_rows(ops.reshape(places, (-1, count * few)), best)[:, None]
+        taken = thing[:, :, None] | (places == anchor[:, :, None])
+        return ops.where(taken, -1.0, left), ops.where(thing, anchor, owned)
 
-    return ops.fori_loop(0, count, give, (overlap, result))[1]
+    owned = ops.zeros_like(places[..., 0]) - 1
+    owned = ops.fori_loop(0, count, give, (values, owned))[1]
+    mine = owned[:, :, None] == ops.arange(anchors, dtype="int32")
+    owner = ops.cast(ops.argmax(ops.cast(mine, "int32"), axis=1), "int32")
+    return ops.where(ops.any(mine, axis=1), owner, result)
 
 
 def take_objects(values, matched, background=0):
