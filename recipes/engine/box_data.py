@@ -230,8 +230,8 @@ def _completed(kind: str, classes: list[str], parts: dict[str, BoxSplit], proble
 
 def _tfds(name: str, data_dir: Path | None, size: int, seed: int) -> BoxData:
     builder = tfds_builder(name, data_dir, "a folder in VOC, COCO or YOLO form")
-    things = builder.info.features.get("objects")
-    if things is None or not {"bbox", "label"} <= set(things):
+    things = dict(builder.info.features.items()).get("objects", {})
+    if not {"bbox", "label"} <= set(things.keys()):
         raise InputError(f"TFDS's {name} has no boxes: choose a detection set, such as voc/2007.")
     classes = list(things["label"].names)
     parts = tfds_splits(builder, lambda split: _tfds_split(builder, split, size))

@@ -256,3 +256,66 @@ def test_scenes_are_the_same_each_time_and_share_no_digit():
         for b, c in zip(boxes, classes, strict=True):
             assert 1 <= len(b) <= 12 and len(b) == len(c)
             assert (b >= 0).all() and (b <= 64).all() and (b[:, 2:] > b[:, :2]).all()
+
+
+def test_tfds_with_boxes(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinyBoxes(tfds.core.GeneratorBasedBuilder):
+        """As voc/2007: boxes as shares of the sides, some difficult; no validation."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            thing = {
+                "bbox": tfds.features.BBoxFeature(),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                "is_difficult": np.bool_,
+            }
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "objects": tfds.features.Sequence(thing),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(8), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                box = tfds.features.BBox(ymin=0.25, xmin=0.5, ymax=0.75, xmax=1.0)
+                things = [{"bbox": box, "label": 1, "is_difficult": i == 2}] * (i % 3)
+                yield i, {"image": np.full((20, 40, 3), i, np.uint8), "objects": things}
+
+    TinyBoxes(data_dir=tmp_path).download_and_prepare()
+    data = box_data.load_boxes("tiny_boxes", tmp_path, 20, 0)
+    assert data.classes == ["cat", "dog"] and len(data.test) == 3 and len(data.validation) == 1
+    assert sorted(data.test.labels) == [0, 1, 2] and data.test.difficult.sum() == 2
+    one = int(np.flatnonzero(data.test.labels == 1)[0])  # TFDS shuffles
+    # 20 x 40 in 20 x 20: half the size, 5 rows of grey above.
+    np.testing.assert_allclose(data.test.boxes[one, 0], [7.5, 10, 12.5, 20])
+    image = data.test.images[one]
+    assert (image[5:15] == 1).all() and (image[:5] == 114).all()
+
+
+def test_tfds_without_boxes(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinyLabels(tfds.core.GeneratorBasedBuilder):
+        """Labels alone."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"label": tfds.features.ClassLabel(names=["cat"])}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"label": 0}
+
+    TinyLabels(data_dir=tmp_path).download_and_prepare()
+    with pytest.raises(InputError, match="has no boxes"):
+        box_data.load_boxes("tiny_labels", tmp_path, 20, 0)
