@@ -240,7 +240,9 @@ def test_from_a_folder_to_splits_in_the_networks_input(tmp_path, capsys):
     real = box_data.truth(data.test)
     np.testing.assert_allclose(real[0]["boxes"], [[0, 0, 20, 10]], atol=1e-3)
     assert len(real[1]["classes"]) == 0
-    assert box_data.fitted_anchors(data.train, 2, 0).shape == (2, 2)
+    np.testing.assert_allclose(box_data.fitted_anchors(data.train, 1, 0), [[10, 5]], atol=1e-4)
+    with pytest.raises(InputError, match="there are 1. Take --anchors paper"):
+        box_data.fitted_anchors(data.train, 2, 0)
 
 
 def test_training_needs_boxes(tmp_path):
