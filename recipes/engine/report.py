@@ -219,11 +219,15 @@ def read_history(directory: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
+def _shown(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
 def markdown(metrics: dict[str, Any], directory: Path) -> str:
     """Return `report.md` for a run's metrics."""
     test = metrics["test"]
     flat = test | {f"COCO {name}": value for name, value in test.get("coco", {}).items()}
-    numbers = [[k, f"{v:.4f}"] for k, v in flat.items() if isinstance(v, float)]
+    numbers = [[k, _shown(v)] for k, v in flat.items() if isinstance(v, float)]
     numbers += [[f"mistakes: {k}", v] for k, v in test.get("mistakes", {}).items()]
     parts = [
         f"# {metrics['model']} on {metrics['data']}",
@@ -237,7 +241,10 @@ def markdown(metrics: dict[str, Any], directory: Path) -> str:
         columns = list(next(iter(classes.values())))
         parts += [
             "## By class",
-            table(["class", *columns], [[n, *(r[c] for c in columns)] for n, r in classes.items()]),
+            table(
+                ["class", *columns],
+                [[name, *(_shown(row[c]) for c in columns)] for name, row in classes.items()],
+            ),
         ]
     if manifest := metrics.get("export"):
         parts += ["## Exported files (in `export/`)", files_table(manifest)]
