@@ -85,6 +85,9 @@ class Detection(ImageRecipe):
     coordinates: Literal["pixels", "relative"] = "pixels"
     """Of the boxes in exported files: pixels of the input, or shares of its sides with all outputs
     as float32, as in TFLite's own detectors, which MediaPipe opens."""
+    suppression: Literal["inside", "none"] = "inside"
+    """Of overlapping boxes in exported files: inside, or none, which leaves all boxes and scores to
+    the app."""
     max_loss: float = 0.02
     """How much mAP50 an fp16 or int8 file may lose; one that loses more is not handed out."""
 
@@ -100,6 +103,8 @@ class Detection(ImageRecipe):
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: from 0 to below 1."
                 )
+        if self.suppression == "none" and self.coordinates == "relative":
+            raise InputError("--coordinates relative is for files with --suppression inside.")
         if self.detections < 1:
             raise InputError(f"--detections {self.detections}: it must be at least 1.")
         if self.backbone and registry.find(self.backbone).task != "classification":
@@ -141,16 +146,24 @@ class Detection(ImageRecipe):
     def inference(self, model: keras.Model) -> keras.Model:
         network = self.body(model)
         boxes, scores = self.decode(network.output)
-        suppression = NonMaxSuppression(
+        found = self.suppress(boxes, scores)
+        return keras.Model(network.input, found, name=network.name)
+
+    @property
+    def suppress(self) -> NonMaxSuppression:
+        """What chooses among all boxes."""
+        return NonMaxSuppression(
             self.detections,
             self.iou_threshold,
             self.score_threshold,
             max(300, self.detections),
             name="detections",
         )
-        return keras.Model(network.input, suppression(boxes, scores), name=network.name)
 
     def exported(self, model: keras.Model) -> keras.Model:
+        if self.suppression == "none":
+            boxes, scores = model.get_layer("detections").input
+            return keras.Model(model.input, {"boxes": boxes, "scores": scores}, name=model.name)
         if self.coordinates == "pixels":
             return model
         relative = RelativeDetections(model.input_shape[1:3], name="relative")
@@ -201,6 +214,19 @@ class Detection(ImageRecipe):
         )
         return result
 
+    def suppressed(self, outputs: Mapping[str, np.ndarray], targets) -> float:
+        """Return `mean_average_precision` of a file that leaves all boxes."""
+        parts = range(0, len(outputs["scores"]), 32)  # pairs of boxes take memory
+        found = [
+            self.suppress(outputs["boxes"][i : i + 32], outputs["scores"][i : i + 32])
+            for i in parts
+        ]
+        joined = {
+            name: np.concatenate([ops.convert_to_numpy(some[name]) for some in found])
+            for name in found[0]
+        }
+        return mean_average_precision(joined, targets)
+
     def export_options(self, data: BoxData, test: dict[str, Any]) -> dict[str, Any]:
         images, index = data.test.arrays(1000, self.seed)
         split = data.test.take(index)
@@ -209,7 +235,7 @@ class Detection(ImageRecipe):
             targets["boxes"] = targets["boxes"] / np.tile(split.size, 2)
         return super().export_options(data, test) | {
             "evaluation": (images, targets),
-            "metric": mean_average_precision,
+            "metric": mean_average_precision if self.suppression == "inside" else self.suppressed,
             "labels": data.classes,
             "max_loss": self.max_loss,
         }

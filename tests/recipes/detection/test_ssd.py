@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tiffin import recipes
+from tiffin import export, recipes
 from tiffin.export import InputError
+from tiffin.export.images import Frame
 from tiffin.recipes.detection import ssd
 from tiffin.recipes.engine import registry, scenes, summary
+from tiffin.recipes.engine.box_data import BoxData, BoxSplit
 from tiffin.recipes.engine.weights import load_weights
+
+FRAME = Frame.around((96, 96), (96, 96))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,7 @@ def test_any_backbone_with_the_strides():
         (ssd.Config(match_iou=1.5), "--match-iou"),
         (ssd.Config(score_threshold=1.0), "--score-threshold"),
         (ssd.Config(detections=0), "--detections"),
+        (ssd.Config(suppression="none", coordinates="relative"), "--suppression inside"),
         (ssd.Config(backbone="arcface_r18"), "no classification network"),
         (ssd.Config(augment=("mosaik",)), "did you mean 'mosaic'"),
     ],
@@ -188,3 +193,29 @@ def test_any_backbone_with_the_strides():
 def test_wrong_options_are_told_before_anything_is_loaded(config, message):
     with pytest.raises(InputError, match=message):
         config.run()
+
+
+@pytest.mark.parametrize(
+    "options, outputs",
+    [
+        ({"suppression": "none"}, {"boxes": (3024, 4), "scores": (3024, 10)}),
+        (
+            {"coordinates": "relative"},
+            {"boxes": (100, 4), "scores": (100,), "classes": (100,), "count": ()},
+        ),
+    ],
+)
+def test_what_leaves_can_be_chosen(options, outputs, tmp_path):
+    config = ssd.Config(epochs=1, export=True, output=tmp_path, precisions=("fp32",), **options)
+    network = config.network((96, 96, 3), 10, (60.0, 60.0))
+    model = config.exported(config.inference(network))
+    assert {name: tuple(t.shape[1:]) for name, t in model.output.items()} == outputs
+    (images, boxes, classes), *_ = scenes.make((6, 1, 1), 96)
+    split = BoxSplit.of(
+        boxes, classes, [np.zeros(len(c), bool) for c in classes], [FRAME] * 6, images
+    )
+    data = BoxData("scenes", scenes.CLASSES, split, split, split, None)
+    given = config.export_options(data, {})
+    manifest = export.export(model, tmp_path / "out", precisions=("fp32",), **given)
+    wanted = pytest.approx(manifest["reference"]["value"], abs=1e-3)
+    assert [file["metric"] for file in manifest["files"]] == [wanted, wanted]
