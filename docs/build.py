@@ -160,6 +160,7 @@ def main() -> None:
         # Where somebody keeps runs and data is nobody else's concern.
         run["command"] = re.sub(r" --(output|data-dir) \S+", "", run["command"])
         run["command"] = re.sub(r" --data \S*/(?=\S)", " --data ", run["command"])
+        run["command"] = re.sub(r" --weights \S*/runs/", " --weights runs/", run["command"])
         run["data"] = Path(run["data"]).name
         name = given.add[1] if len(given.add) > 1 else f"{run['model']}_{run['data']}"
         (RESULTS / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
