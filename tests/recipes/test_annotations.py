@@ -267,6 +267,7 @@ def test_tfds_with_boxes(tmp_path):
         """As voc/2007: boxes as shares of the sides, some difficult; no validation."""
 
         VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path  # a test's module lies in no package
 
         def _info(self):
             thing = {
@@ -278,7 +279,9 @@ def test_tfds_with_boxes(tmp_path):
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "objects": tfds.features.Sequence(thing),
             }
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, _):
             return {"train": self._generate_examples(8), "test": self._generate_examples(3)}
@@ -307,10 +310,13 @@ def test_tfds_without_boxes(tmp_path):
         """Labels alone."""
 
         VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path  # a test's module lies in no package
 
         def _info(self):
             features = {"label": tfds.features.ClassLabel(names=["cat"])}
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, _):
             return {"train": self._generate_examples()}

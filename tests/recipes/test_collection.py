@@ -39,7 +39,7 @@ def train_save_load_export(
     if config.task == "detection":
         # Of all sizes, so that every map has one to learn, and some places without any.
         half = np.array([0.05, 0.09, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.47])[:, None]
-        center = np.repeat([0.375, 0.25, 0.5], [4, 2, 4])[:, None]
+        center = np.repeat([0.3125, 0.375, 0.25, 0.5], [2, 2, 2, 4])[:, None]
         boxes = np.tile((center + half * [-1, -1, 1, 1]) * size, (batch, 1, 1))
         classes = np.where(np.arange(len(half)) > 3 * labels[:, None], labels[:, None], -1)
         labels = {"boxes": boxes.astype("float32"), "classes": classes.astype("int32")}
