@@ -273,13 +273,13 @@ def _tensor(builder: flatbuffers.Builder, entry: Mapping, labels: int | None) ->
         builder.StartVector(4, 4, 4)
         for place in (2, 3, 0, 1):  # backwards: ours is top, left, bottom, right; theirs left first
             builder.PrependUint32(place)
-        fields_of = _table(
+        properties = _table(
             builder,
             (0, "offset", builder.EndVector()),
             (1, "uint8", _BOUNDARIES),
             (2, "uint8", _RATIO),
         )
-        content = _table(builder, (0, "uint8", _BOX_PROPERTIES), (1, "offset", fields_of))
+        content = _table(builder, (0, "uint8", _BOX_PROPERTIES), (1, "offset", properties))
         fields += [(3, "offset", content)]
     else:
         builder.StartObject(0)

@@ -15,6 +15,7 @@ Run it:
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ from tiffin.layers import (
     ssd_losses,
     ssd_scales,
 )
-from tiffin.recipes.engine.detection import Detection, backbone_maps
+from tiffin.recipes.engine.detection import Detection, backbone_maps, box_heads
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -149,8 +150,8 @@ def ssd(
     own, options = (backbone, {}) if backbone else (own, options)
     options = options if alpha is None else options | {"alpha": alpha}
     body = backbone_maps(own, input_shape, normalization, **options)
-    x, outputs = None, {"deltas": [], "logits": []}
-    for source, squeeze, filters, stride, padding, ratios in table:
+    x, maps = None, []
+    for source, squeeze, filters, stride, padding, _ in table:
         if by_paper and source == "conv4_3":
             x = L2Normalization(20.0, name="conv4_3_norm")(body["stride_8"])
         elif by_paper and source == "fc7":
@@ -164,13 +165,10 @@ def ssd(
         else:
             name = {"conv4_3": "stride_8", "fc7": "stride_16"}.get(source, source)
             x = body[name]
-        for kind, width in (("deltas", 4), ("logits", 1 + classes)):
-            y = _head(x, (2 + 2 * len(ratios)) * width, f"{source}_{kind}", lite, bn)
-            outputs[kind].append(layers.Reshape((-1, width), name=f"{source}_{kind}_rows")(y))
-    outputs = {
-        kind: layers.Concatenate(axis=1, dtype="float32", name=kind)(parts)
-        for kind, parts in outputs.items()
-    }
+        maps.append(x)
+    names, counts = [row[0] for row in table], [2 + 2 * len(row[-1]) for row in table]
+    head = functools.partial(_head, lite=lite, bn=bn)
+    outputs = box_heads(names, maps, counts, classes, head)
     return keras.Model(body["image"], outputs, name=variant)
 
 

@@ -34,7 +34,7 @@ from tiffin.layers import (
     yolo_losses,
 )
 from tiffin.recipes.engine.box_data import BoxData, fitted_anchors
-from tiffin.recipes.engine.detection import Detection, backbone_maps
+from tiffin.recipes.engine.detection import Detection, backbone_maps, box_heads
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weight_files import DARKNET
 from tiffin.recipes.engine.weights import Collection
@@ -49,7 +49,7 @@ VARIANTS = {
     "yolov3_tiny": (2018, 416, 8_852_366, 2_782_480_896, 66.9, "COCO"),
 }
 
-# Layers by filters and kernel; then a stride of 2, or how often a residual pair is repeated.
+# Rows as `tiffin.layers.darknet_maps` takes them: filters, kernel, and a stride other than 1.
 M = "maxpool"
 V1 = (  # v1, figure 3, from 448x448x3 to 7x7x1024
     *((64, 7, 2), M, (192, 3), M, (128, 1), (256, 3), (256, 1), (512, 3), M),
@@ -73,10 +73,8 @@ SMALL = (*POOLED[:5], (64, 3), M, (128, 3), (128, 3))
 ANCHORS_V2 = (
     ((21.676, 18.327), (66.001, 59.982), (175.179, 106.83), (112.889, 252.25), (293.385, 312.657)),
 )
-ANCHORS_V3 = (
-    *(((90, 116), (198, 156), (326, 373)), ((61, 30), (45, 62), (119, 59))),
-    ((13, 10), (30, 16), (23, 33)),
-)
+COARSE, FINE = ((90, 116), (198, 156), (326, 373)), ((13, 10), (30, 16), (23, 33))
+ANCHORS_V3 = (COARSE, ((61, 30), (45, 62), (119, 59)), FINE)
 ANCHORS_TINY = (((82, 81), (169, 135), (319, 344)), ((27, 23), (58, 37), (82, 81)))
 ANCHORS_SMALL = (((22, 19), (27, 23), (33, 27)), ((10, 9), (13, 11), (17, 14)))
 TABLES = {
@@ -89,16 +87,24 @@ TABLES = {
     "yolov3": (3, DARKNET53, (32, 16, 8), 512, ANCHORS_V3),
     "yolov3_tiny": (3, TINY, (32, 16), 256, ANCHORS_TINY),
 }
-FILES = {  # with the first digits of the SHA-256
-    "yolov2": ("yolov2.weights", "d9945162ed6f54ce"),
-    "yolov3": ("yolov3.weights", "523e4e69e1d01539"),
-    "yolov3_tiny": ("yolov3-tiny.weights", "dccea06f59b781ec"),
+WEIGHTS = {
+    "darknet": Collection(
+        names=(),
+        options={"anchors": "paper"},
+        normalization=DARKNET,
+        licence="public domain",
+        url="https://pjreddie.com/media/files/",
+        files={  # with the first digits of the SHA-256
+            "yolov2": ("yolov2.weights", "d9945162ed6f54ce"),
+            "yolov3": ("yolov3.weights", "523e4e69e1d01539"),
+            "yolov3_tiny": ("yolov3-tiny.weights", "dccea06f59b781ec"),
+        },
+        trained_on="coco",
+    )
 }
-FREE = ({"anchors": "paper"}, 1e-6, DARKNET, "free", "https://pjreddie.com/media/files/", FILES)
-WEIGHTS = {"darknet": Collection((), *FREE, trained_on="coco")}
 ACTIVATIONS = {1: ("linear", "linear"), 2: ("sigmoid", "softmax"), 3: ("sigmoid", "sigmoid")}
 BOXES = 2  # of a cell in version 1
-PRIOR = -4.0  # where objectness starts, lest the many empty cells swamp the beginning
+PRIOR = -4.0  # where all logits start, lest the many empty cells swamp the beginning
 
 
 def yolo(
@@ -149,8 +155,8 @@ def yolo(
         outputs = _connected(maps["stride_64"], width, classes)
     else:
         join = _passthrough if version == 2 else _pyramid
-        counts = [len(some) for some in anchors]
-        outputs = _heads(join(maps, strides, width, conv), strides, counts, classes)
+        names, counts = [f"stride_{n}" for n in strides], [len(some) for some in anchors]
+        outputs = box_heads(names, join(maps, strides, width, conv), counts, classes, _head)
     return keras.Model(maps["image"], outputs, name=variant)
 
 
@@ -198,17 +204,9 @@ def _pyramid(maps, strides, width: int, conv) -> list:
     return heads
 
 
-def _heads(heads, strides, counts, classes: int) -> dict:
-    outputs = {}
-    for kind, size in (("deltas", 4), ("logits", 1 + classes)):
-        start = keras.initializers.Constant(PRIOR if kind == "logits" else 0.0)
-        parts = []
-        for x, stride, count in zip(heads, strides, counts, strict=True):
-            name = f"stride_{stride}_{kind}"
-            x = layers.Conv2D(count * size, 1, bias_initializer=start, name=name)(x)
-            parts.append(layers.Reshape((-1, size), name=f"{name}_rows")(x))
-        outputs[kind] = layers.Concatenate(axis=1, dtype="float32", name=kind)(parts)
-    return outputs
+def _head(x, filters: int, name: str):
+    start = keras.initializers.Constant(PRIOR if name.endswith("logits") else 0.0)
+    return layers.Conv2D(filters, 1, bias_initializer=start, name=name)(x)
 
 
 @dataclasses.dataclass

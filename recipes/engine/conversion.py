@@ -261,7 +261,8 @@ def _flattened(model: keras.Model, layer: layers.Layer) -> tuple[int, int, int] 
         if isinstance(layer, layers.Flatten | layers.Reshape):
             size = tuple(tensor.shape[-3:])
             whole = len(tensor.shape) > 3 and None not in size
-            return size if whole and math.prod(size) == layer.output.shape[-1] else None
+            wide = layer._inbound_nodes[0].output_tensors[0].shape[-1]
+            return size if whole and math.prod(size) == wide else None
         if len(tensor.shape) > 3:
             return None
         layer = tensor._keras_history.operation

@@ -15,7 +15,7 @@ PARTIAL = re.compile(r".+\.conv\.\d+")
 def from_darknet(
     model: keras.Model, path: Path
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
-    """Read the weights of a YOLO, version 2 or 3, or of its first layers.
+    """Read the weights of a YOLO, version 2 or 3, or, from a `.conv.N`, of its first layers.
 
     Args:
         model: from `recipes.build`, with convolutions as of `tiffin.layers.DarknetConvolutions`.
@@ -72,7 +72,7 @@ def from_darknet(
 def _numbers(path: Path) -> np.ndarray:
     data = path.read_bytes()
     try:
-        major, minor, _ = np.frombuffer(data, "<i4", 3)
+        major, minor, _ = np.frombuffer(data, "<i4", 3).tolist()
         # How many pictures were seen: of 8 bytes since version 0.2.
         start = 20 if major * 10 + minor >= 2 else 16
         return np.frombuffer(data, "<f4", offset=start)
@@ -91,7 +91,8 @@ def _plan(model: keras.Model) -> list[tuple]:
         if match := re.fullmatch(r"layer(\d+)_conv", name):
             plan[float(match[1])] = layer, by_name.get(f"layer{match[1]}_bn")
         elif name.endswith("_deltas") and name.replace("_deltas", "_logits") in by_name:
-            behind = layer.input._keras_history.operation.name
+            (source,) = layer._inbound_nodes[0].input_tensors
+            behind = source._keras_history.operation.name
             if match := re.fullmatch(r"layer(\d+)_leaky", behind):
                 plan[float(match[1]) + 0.5] = layer, by_name[name.replace("_deltas", "_logits")]
     rows = [plan[place] for place in sorted(plan)]

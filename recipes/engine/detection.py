@@ -33,7 +33,7 @@ class Detector(keras.Model):
             `[batch, n]`, -1 where there is nothing) and raw outputs to a dictionary of scalars,
             whose sum is the loss.
         parts: the names in that dictionary.
-        trained: the part of the network whose raw outputs the loss is for; the whole by default.
+        trained: the part of the network whose raw outputs the loss is for, mostly the whole.
         **tracked: what else the loss computes with: further models, generators of numbers.
     """
 
@@ -214,8 +214,8 @@ class Detection(ImageRecipe):
         )
         return result
 
-    def suppressed(self, outputs: Mapping[str, np.ndarray], targets) -> float:
-        """Return `mean_average_precision` of a file that leaves all boxes."""
+    def mean_average_precision(self, outputs: Mapping[str, np.ndarray], targets) -> float:
+        """Return VOC's mAP50 of the outputs of a file that leaves all boxes and scores."""
         parts = range(0, len(outputs["scores"]), 32)  # pairs of boxes take memory
         found = [
             self.suppress(outputs["boxes"][i : i + 32], outputs["scores"][i : i + 32])
@@ -233,9 +233,11 @@ class Detection(ImageRecipe):
         targets = {n: getattr(split, n) for n in ("boxes", "classes", "difficult")}
         if self.coordinates == "relative":
             targets["boxes"] = targets["boxes"] / np.tile(split.size, 2)
+        inside = self.suppression == "inside"
+        metric = mean_average_precision if inside else self.mean_average_precision
         return super().export_options(data, test) | {
             "evaluation": (images, targets),
-            "metric": mean_average_precision if self.suppression == "inside" else self.suppressed,
+            "metric": metric,
             "labels": data.classes,
             "max_loss": self.max_loss,
         }
@@ -316,6 +318,36 @@ def draw(split: BoxSplit, found, classes, path: Path) -> None:
         drawn.append((few.boxes[i, :n], boxes, labels))
     heading = f"Test pictures: found with a score of {_SHOWN} or more (yellow), there (white)"
     report.boxes(images, drawn, heading, path)
+
+
+def box_heads(
+    names: Sequence[str],
+    maps: Sequence[keras.KerasTensor],
+    counts: Sequence[int],
+    classes: int,
+    head: Callable[[keras.KerasTensor, int, str], keras.KerasTensor],
+) -> dict[str, keras.KerasTensor]:
+    """Let every cell of some maps predict boxes, and join what they say.
+
+    Args:
+        names: of the maps.
+        maps: float `[batch, height, width, channels]`.
+        counts: boxes of a cell on each map.
+        classes: without the background or objectness, whose score stands before theirs.
+        head: from a map, a number of channels and a name to the map of so many channels.
+
+    Returns:
+        `deltas`, float32 `[batch, n, 4]`, and `logits`, float32 `[batch, n, 1 + classes]`: map by
+        map, row by row, in a cell box by box.
+    """
+    outputs = {}
+    for kind, width in (("deltas", 4), ("logits", 1 + classes)):
+        parts = []
+        for name, x, count in zip(names, maps, counts, strict=True):
+            x = head(x, count * width, f"{name}_{kind}")
+            parts.append(keras.layers.Reshape((-1, width), name=f"{name}_{kind}_rows")(x))
+        outputs[kind] = keras.layers.Concatenate(axis=1, dtype="float32", name=kind)(parts)
+    return outputs
 
 
 class _Maps(dict):

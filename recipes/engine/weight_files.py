@@ -51,6 +51,7 @@ class Tensors:
         ours: whether a network of this collection was saved.
         normalization: the `(mean, std)` that the file says its network was trained with.
         epsilons: of batch normalisations, where the file says them.
+        partial: whether it holds the first layers of a network only.
     """
 
     layout: str
@@ -58,6 +59,7 @@ class Tensors:
     ours: bool = False
     normalization: tuple | None = None
     epsilons: dict[str, float] = dataclasses.field(default_factory=dict)
+    partial: bool = False
 
 
 def read_file(path: Path) -> Tensors:
@@ -81,8 +83,9 @@ def read_file(path: Path) -> Tensors:
         return _by_module(_read_safetensors(path))
     if path.suffix in (".pth", ".pt"):
         return _by_module(read_torch(path))
-    if path.suffix == ".weights" or PARTIAL.fullmatch(path.name):
-        return Tensors("darknet", None, normalization=DARKNET)
+    partial = bool(PARTIAL.fullmatch(path.name))
+    if path.suffix == ".weights" or partial:
+        return Tensors("darknet", None, normalization=DARKNET, partial=partial)
     raise InputError(
         f"Weights come from a {', '.join(KINDS[:-1])} or {KINDS[-1]} file, not {path}."
     )

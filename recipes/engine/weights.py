@@ -110,6 +110,12 @@ def read(
     collections = collections or {}
     if str(source) in published.NAMES:
         fitting = {n: c for n, c in collections.items() if c.trained_on == str(source)}
+        others = {c.trained_on for c in collections.values() if variant in c.files} - {str(source)}
+        if others and not fitting:
+            raise InputError(
+                f"Nothing trained on {source} is published for {variant}: take --weights "
+                f"{min(others)}."
+            )
         name, path, origin = published.fetch(variant, fitting)
         return Source(path, read_file(path), name, collections[name], origin)
     path = Path(source)
@@ -147,7 +153,7 @@ def load_weights(
     Args:
         model: from `tiffin.recipes.build`, or any other.
         source: a file: `.keras` or `.weights.h5` (of this collection or of keras.applications),
-            `.h5` (keras.applications), `.pth`, `.pt` or `.safetensors` (torchvision and others).
+            `.h5` (keras.applications), `.pth`, `.pt` or `.safetensors` (torchvision and others),
             `.weights` (Darknet). Or `imagenet` or `coco`: what is published for the model, fetched
             once into Keras' cache.
         collections: how others name the layers; default: the table `WEIGHTS` of the recipe whose
@@ -219,7 +225,10 @@ def apply(model: keras.Model, source: Source) -> list[str]:
             for name in values:
                 if re.fullmatch(source.collection.boxes, name):
                     values[name] = [_y_first(array) for array in values[name]]
-    wrong = [f"{name}: {why}" for name, why in problems.items() if name not in heads | auxiliary]
+    fresh = set(problems) & auxiliary
+    if source.tensors.partial:
+        fresh |= set(problems)
+    wrong = [f"{name}: {why}" for name, why in problems.items() if name not in heads | fresh]
     wrong += [f"{path}: in the file, not in the model" for path in extra if path not in spare]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -237,10 +246,11 @@ def apply(model: keras.Model, source: Source) -> list[str]:
     said += [
         f"Head replaced: {name}: {why}; it starts fresh."
         for name, why in problems.items()
-        if name not in auxiliary
+        if name not in fresh
     ]
-    if fresh := sorted(problems.keys() & auxiliary):
-        said.append(f"Of the auxiliary heads, these start fresh: {_several(fresh)}.")
+    if fresh:
+        what = "further layers" if source.tensors.partial else "auxiliary heads"
+        said.append(f"Of the {what}, these start fresh: {_several(sorted(fresh))}.")
     if not source.normalization:
         said.append(
             "The file does not say how pixels were normalised: the new data's mean and std."

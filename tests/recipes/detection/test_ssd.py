@@ -13,7 +13,7 @@ from tiffin import export, recipes
 from tiffin.export import InputError
 from tiffin.export.images import Frame
 from tiffin.recipes.detection import ssd
-from tiffin.recipes.engine import registry, scenes, summary
+from tiffin.recipes.engine import registry, scenes
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit
 from tiffin.recipes.engine.weights import load_weights
 
@@ -32,12 +32,14 @@ FRAME = Frame.around((96, 96), (96, 96))
     ],
 )
 def test_published_counts(name, count, boxes):
-    row = registry.find(name).variants[name]
-    model = recipes.build(name)
-    assert summary.trainable(model) == row.parameters == count
-    assert sum(layer.macs for layer in summary.rows(model)) == row.macs
+    model = parity.check_counts(name, count)
+    classes = registry.find(name).variants[name].classes
     assert model.output["deltas"].shape == (None, boxes, 4)
-    assert model.output["logits"].shape == (None, boxes, 1 + row.classes)
+    assert model.output["logits"].shape == (
+        None,
+        boxes,
+        1 + classes,
+    )
     found = ssd.default_boxes(model, name)
     assert found.shape == (boxes, 4) and (found[:, 2:] > found[:, :2]).all()
 

@@ -1,6 +1,7 @@
 """YOLO against published counts and a Darknet written from its C code."""
 
 import numpy as np
+import parity
 import pytest
 import torch
 from darknet import reorg_by_loops
@@ -8,7 +9,7 @@ from darknet import reorg_by_loops
 from tiffin import recipes
 from tiffin.export import InputError
 from tiffin.recipes.detection import yolo
-from tiffin.recipes.engine import registry, summary
+from tiffin.recipes.engine import registry
 from tiffin.recipes.engine.weights import load_weights
 
 
@@ -25,12 +26,14 @@ from tiffin.recipes.engine.weights import load_weights
     ],
 )
 def test_published_counts(name, count, rows):
-    row = registry.find(name).variants[name]
-    model = recipes.build(name)
-    assert summary.trainable(model) == row.parameters == count
-    assert sum(layer.macs for layer in summary.rows(model)) == row.macs
+    model = parity.check_counts(name, count)
+    classes = registry.find(name).variants[name].classes
     assert model.output["deltas"].shape == (None, rows, 4)
-    assert model.output["logits"].shape == (None, rows, 1 + row.classes)
+    assert model.output["logits"].shape == (
+        None,
+        rows,
+        1 + classes,
+    )
 
 
 # As in Darknet's files of configuration: filters, kernel, stride; a route's layers, counted from
@@ -134,8 +137,15 @@ def test_a_file_of_darknet_for_other_classes_and_for_the_first_layers(tmp_path):
     # The first two convolutions: 16 and 32 filters.
     (tmp_path / "tiny.conv.4").write_bytes(data[: 20 + 4 * (16 * 31 + 32 * (4 + 144))])
     fresh = recipes.build("yolov3_tiny", (32, 32, 3), 2)
-    with pytest.raises(InputError, match="not in the file"):
-        load_weights(fresh, tmp_path / "tiny.conv.4")
+    before = [layer.get_weights() for layer in fresh.layers]
+    said = "\n".join(load_weights(fresh, tmp_path / "tiny.conv.4"))
+    assert "Weights of 4 layers" in said and "further layers, these start fresh" in said
+    changed = [
+        layer.name
+        for layer, old in zip(fresh.layers, before, strict=True)
+        if any(np.any(a != b) for a, b in zip(layer.get_weights(), old, strict=True))
+    ]
+    assert changed == ["layer1_conv", "layer1_bn", "layer2_conv", "layer2_bn"]
 
 
 @pytest.mark.parametrize(
