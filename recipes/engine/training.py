@@ -233,10 +233,11 @@ class Recipe(abc.ABC):
         keras.utils.set_random_seed(self.seed)
         policies = {"no": "float32", "float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
         keras.config.set_dtype_policy(policies[self.mixed_precision])
-        data = self.load_data()
-        print(f"Data: {data.summary()}")
+        # Before the data, which may take long: a wrong name is told at once.
         origin = directory / BEST if self.resume else self.weights
         source = weights.read(origin, *self.published()) if origin else None
+        data = self.load_data()
+        print(f"Data: {data.summary()}")
         if source and not self.resume:
             print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
         model = self.make_model(data, source.normalization if source else None)
