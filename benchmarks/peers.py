@@ -34,15 +34,24 @@ PEERS = {
 OPTIONS = {"densenet40_k12": {"compression": 0.5}}
 
 
-def peer(name: str, **options) -> "torch.nn.Module":
-    """Return the network of another library that our variant `name` is held against."""
+def declare_operators() -> bool:
+    """Declare torchvision's operators where its wheel is for another build of torch and lacks them.
+
+    Returns:
+        Whether they were lacking.
+    """
     import torch
 
-    for operator in ("nms", "qnms"):
-        # Wheels of torchvision for another build of torch lack these; the models use neither.
-        if not hasattr(torch.ops.torchvision, operator):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{operator}", schema)
+    lacking = not hasattr(torch.ops.torchvision, "nms")
+    for operator in ("nms", "qnms") if lacking else ():
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        torch.library.define(f"torchvision::{operator}", schema)
+    return lacking
+
+
+def peer(name: str, **options) -> "torch.nn.Module":
+    """Return the network of another library that our variant `name` is held against."""
+    declare_operators()
     library, theirs = PEERS[name]
     if library == "torchvision":
         import torchvision

@@ -120,6 +120,11 @@ class Interface:
         result = keras.tree.flatten(result)
         return [keras.ops.softmax(result[0])] if self.softmax else result
 
+    def is_exact(self, operation: str) -> bool | None:
+        """Say whether an operation stays in float32 in every file; None where no layer made it."""
+        layer = layer_in(operation, self.layers)
+        return None if layer is None else layer in self.exact
+
     def keras(self):
         """Return a function of arrays by input name, for any batch, that Keras itself runs."""
         import tensorflow as tf

@@ -128,7 +128,7 @@ def reduce(proto, precision: str, interface: Interface, calibration):
         case "fp16":
             _halve(result)
         case "int8":
-            result = Quantizer(result, calibration)()
+            result = Quantizer(result, calibration, interface.is_exact)()
         case "int8_dynamic":
             result = _quantize_dynamically(result)
     return result

@@ -345,7 +345,7 @@ class _Source:
 
     @functools.cached_property
     def quantizer(self):
-        return self.home.Quantizer(self.model, self.calibration, self._exact)
+        return self.home.Quantizer(self.model, self.calibration, self.interface.is_exact)
 
     def make(self, precision: str):
         if precision == "int8":
@@ -359,10 +359,6 @@ class _Source:
         """Return the names of the layers of some units."""
         names = sensitivity.named(self.quantizer.units, self._layer)
         return [layer for unit, layer in names.items() if unit in kept and not unit.exact]
-
-    def _exact(self, name: str) -> bool | None:
-        layer = self._layer(name)
-        return None if layer is None else layer in self.interface.exact
 
     def _layer(self, name: str) -> str | None:
         return layer_in(name, self.interface.layers)

@@ -68,7 +68,7 @@ def reduce(model: bytes, precision: str, interface: Interface, calibration) -> b
     if precision == "fp32":
         return model
     if precision == "int8":
-        return Quantizer(model, calibration)()
+        return Quantizer(model, calibration, interface.is_exact)()
     from litert_quantizer import algorithm_manager, qtyping, quantizer, recipe
 
     names, operations = algorithm_manager.AlgorithmName, qtyping.TFLOperationName
