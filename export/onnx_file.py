@@ -146,7 +146,7 @@ def _normalise(proto) -> None:
 
     graph = proto.graph
     inferred = onnx.shape_inference.infer_shapes(proto).graph
-    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info}
+    dims = {v.name: v.type.tensor_type.shape.dim for v in inferred.value_info}
     constants = {t.name: t for t in graph.initializer}
     readers = Counter(_reads(graph.node))
     makers = {name: node for node in graph.node for name in node.output}
@@ -155,10 +155,13 @@ def _normalise(proto) -> None:
     def planes(node) -> tuple[str, np.ndarray] | None:
         """Return what a node works on, and its constant, one number a channel."""
         for source, other in (node.input, node.input[::-1]):
-            if other in constants and source not in constants and ranks.get(source) == 4:
+            shape = dims.get(source, ())
+            if other in constants and source not in constants and len(shape) == 4:
                 value = numpy_helper.to_array(constants[other])
-                shape = (1,) * (4 - value.ndim) + value.shape
-                if value.dtype == np.float32 and shape == (1, value.size, 1, 1) and value.size > 1:
+                # Of a single channel the product has more than its source: no normalisation.
+                fits = value.size > 1 and shape[1].dim_value == value.size
+                wide = (1,) * (4 - value.ndim) + value.shape
+                if value.dtype == np.float32 and wide == (1, value.size, 1, 1) and fits:
                     return source, value.ravel()
         return None
 

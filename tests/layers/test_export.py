@@ -54,6 +54,11 @@ BLOCKS = {
     ),
     "sphere_stage": lambda x: layers.sphere_stage(x, 4, 1, name="s"),
     "unit_length": lambda x: keras.layers.UnitNormalization()(keras.layers.Conv2D(4, 3)(x)),
+    "l2_normalization": lambda x: layers.L2Normalization(2.0)(keras.layers.Conv2D(4, 3)(x)),
+    "reorg": lambda x: layers.Reorg()(keras.layers.Conv2D(4, 1)(x)),
+    "darknet": lambda x: layers.darknet_maps(
+        x, [(4, 3), "maxpool", (8, 3), "residual", "maxpool 1"], layers.DarknetConvolutions()
+    )["stride_2"],
     "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
 }
 # What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
