@@ -506,6 +506,11 @@ def probabilities(outputs: "dict[str, np.ndarray]", runner: "Runner") -> "np.nda
     import numpy as np
 
     found = [t.name for t in runner.outputs if len(t.shape) == 2]
+    if {"boxes", "scores"} == {t.name for t in runner.outputs}:
+        raise InputError(
+            f"{runner} leaves the choice among all its boxes to the app. To predict with it, "
+            "export it with suppression inside."
+        )
     if not found:
         names = ", ".join(t.name for t in runner.outputs)
         raise InputError(f"{runner} is no classifier: no output among {names} is [batch, classes].")

@@ -241,3 +241,11 @@ def test_a_detector_that_answers_otherwise_is_refused(detector, tmp_path, monkey
             evaluation=(images, {"boxes": boxes, "classes": classes}), metric=hits,
             say=lambda line: None,
         )  # fmt: skip
+
+
+def test_predict_refuses_a_file_without_suppression(detector, tmp_path, capsys):
+    boxes, scores = detector.get_layer("detections").input
+    keras.Model(detector.input, {"boxes": boxes, "scores": scores}).save(tmp_path / "all.keras")
+    Image.fromarray(pictures(1)[0][0]).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="leaves the choice among all its boxes to the app"):
+        cli.parse(cli.Predict, [str(tmp_path / "all.keras"), str(tmp_path / "a.png")], "predict")
