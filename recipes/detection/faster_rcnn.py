@@ -17,7 +17,7 @@ Run it:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -39,7 +39,8 @@ from tiffin.layers import (
     sample_regions,
 )
 from tiffin.recipes.classification import resnet
-from tiffin.recipes.engine.detection import Detection, backbone_maps
+from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.detection import Detection
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -50,6 +51,7 @@ VARIANTS = {
     "faster_rcnn_resnet50": (2015, 608, 28_469_983, 30_621_044_736, None, "VOC"),
     "faster_rcnn_resnet50_fpn": (2017, 800, 41_757_156, 113_558_835_200, 41.5, "COCO"),
 }
+BOTTLENECKS = ("resnet50", "resnet101", "resnet152")  # with the same blocks in conv5 as here
 RATIOS = (0.5, 1.0, 2.0)
 SMALL, PAPER, FINE = ((8, 13, 21),), ((128, 256, 512),), ((32,), (64,), (128,), (256,), (512,))
 TABLES = {
@@ -90,6 +92,7 @@ def faster_rcnn(
     *,
     backbone: str | None = None,
     alpha: float | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     pooling: Literal["pool", "align"] | None = None,
     proposals: int = 100,
     anchor_scale: float = 1.0,
@@ -105,6 +108,7 @@ def faster_rcnn(
         backbone: a network of the classification collection that takes the place of the variant's
             own; its maps of the same strides are looked at.
         alpha: width multiplier of the backbone.
+        backbone_options: further ones of it, such as `stride_in` of ResNet.
         pooling: of regions: "pool" (RoIPool) or "align" (RoIAlign); None: the variant's own.
         proposals: regions that the second stage judges, the best of four times as many a map.
         anchor_scale: what the anchors' sides are multiplied by.
@@ -126,8 +130,7 @@ def faster_rcnn(
     one_of("pooling", pooling, (None, "pool", "align"))
     if any(n % strides[-1] for n in input_shape[:2]):
         raise ValueError(f"the sides must be multiples of {strides[-1]}.")
-    own, options = (backbone, {}) if backbone else (own, options)
-    options = options if alpha is None else options | {"alpha": alpha}
+    own, options = choose((own, options), backbone, alpha, backbone_options)
     body = backbone_maps(own, input_shape, normalization, **options)
     maps = [body[f"stride_{n}"] for n in strides]
     pyramid = len(maps) > 1
@@ -145,7 +148,11 @@ def faster_rcnn(
     propose = Proposals(joined, counts, size, proposals, 4 * proposals, name="proposals")
     regions = propose(objectness, shifts)
     outputs = {"objectness": objectness, "shifts": shifts, "proposals": regions}
-    outputs |= _judge(maps, regions, pooling or by, cells, units, 1 + classes, strides, bn_momentum)
+    block = {"stride_in": options.get("stride_in", "1x1"), "momentum": bn_momentum}
+    # Weights go by name: only the same blocks may be called as the backbone's.
+    stage = "conv5" if own in BOTTLENECKS else "head"
+    by = pooling or by
+    outputs |= _judge(maps, regions, by, cells, units, 1 + classes, strides, stage, block)
     outputs |= {f"map{i}": x for i, x in enumerate(maps)}
     return keras.Model(body["image"], outputs, name=variant)
 
@@ -168,7 +175,7 @@ def _propose(maps, width: int, scores: int, each: int):
     )
 
 
-def _judge(maps, regions, by, cells, units, kinds: int, strides, momentum: float) -> dict:
+def _judge(maps, regions, by, cells, units, kinds: int, strides, stage: str, block) -> dict:
     """The second stage: what is in each region, and its box."""
     if len(maps) > 1:
         x = PyramidRoIAlign(cells, strides, name="pooled")(maps, regions)
@@ -180,7 +187,7 @@ def _judge(maps, regions, by, cells, units, kinds: int, strides, momentum: float
         x = ops.reshape(x, (-1, *x.shape[2:]))
         for i in (1, 2, 3):
             step = 2 if i == 1 else 1
-            x = bottleneck_block(x, 512, step, name=f"conv5_block{i}", momentum=momentum)
+            x = bottleneck_block(x, 512, step, name=f"{stage}_block{i}", **block)
         x = ops.reshape(layers.GlobalAveragePooling2D(name="average")(x), (-1, count, 2048))
     else:
         x = layers.Reshape((count, -1), name="flat")(x)
@@ -211,6 +218,7 @@ class Config(Detection):
     anchor_scale: float = 1.0
     """What the sides of the anchors are multiplied by."""
     builder: ClassVar = staticmethod(faster_rcnn)
+    bodies: ClassVar = {name: row[:2] for name, row in TABLES.items()}
     parts: ClassVar = ("objectness_loss", "shift_loss", "class_loss", "box_loss")
 
     def raw(self, input_shape, classes, normalization) -> keras.Model:

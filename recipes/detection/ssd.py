@@ -17,7 +17,7 @@ Run it:
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 from keras import layers
@@ -33,7 +33,8 @@ from tiffin.layers import (
     ssd_losses,
     ssd_scales,
 )
-from tiffin.recipes.engine.detection import Detection, backbone_maps, box_heads
+from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.detection import Detection, box_heads
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -119,6 +120,7 @@ def ssd(
     *,
     backbone: str | None = None,
     alpha: float | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
 ) -> keras.Model:
@@ -130,6 +132,7 @@ def ssd(
         classes: without the background.
         backbone: a classification network in place of the variant's own, for its maps' strides.
         alpha: width multiplier of the backbone.
+        backbone_options: further ones of it, such as `stride_in` of ResNet.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
 
@@ -147,8 +150,7 @@ def ssd(
     table, own, options, _ = TABLES[variant]
     by_paper = own == "vgg16" and not backbone
     lite, bn = variant.startswith("ssdlite"), {"momentum": bn_momentum}
-    own, options = (backbone, {}) if backbone else (own, options)
-    options = options if alpha is None else options | {"alpha": alpha}
+    own, options = choose((own, options), backbone, alpha, backbone_options)
     body = backbone_maps(own, input_shape, normalization, **options)
     x, maps = None, []
     for source, squeeze, filters, stride, padding, _ in table:
@@ -210,7 +212,7 @@ class Config(Detection):
 
     examples:
       tiffin train ssd --export
-      tiffin train ssd300_vgg16 --data voc/2007 --augment iou_crop zoom_out horizontal_flip
+      tiffin train ssd300_vgg16 --data voc/2007 --weights imagenet --augment iou_crop zoom_out
       tiffin train ssd --data cells/ --image-size 256 --augment iou_crop zoom_out horizontal_flip
     """
 
@@ -223,6 +225,7 @@ class Config(Detection):
     negatives: float = 3.0
     """Background boxes in the loss for each that has an object, the hardest."""
     builder: ClassVar = staticmethod(ssd)
+    bodies: ClassVar = {name: row[1:3] for name, row in TABLES.items()}
     parts: ClassVar = ("box_loss", "class_loss")
 
     def check(self) -> None:

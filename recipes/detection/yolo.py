@@ -33,8 +33,9 @@ from tiffin.layers import (
     image_input,
     yolo_losses,
 )
+from tiffin.recipes.engine.backbones import backbone_maps, choose
 from tiffin.recipes.engine.box_data import BoxData, fitted_anchors
-from tiffin.recipes.engine.detection import Detection, backbone_maps, box_heads
+from tiffin.recipes.engine.detection import Detection, box_heads
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weight_files import DARKNET
 from tiffin.recipes.engine.weights import Collection
@@ -114,6 +115,7 @@ def yolo(
     *,
     backbone: str | None = None,
     alpha: float | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
 ) -> keras.Model:
@@ -127,6 +129,7 @@ def yolo(
         backbone: a network of the classification collection that takes the place of the variant's
             own; its maps of the same strides are looked at. Not for version 1.
         alpha: width multiplier of that backbone.
+        backbone_options: further ones of it, such as `stride_in` of ResNet.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
 
@@ -147,7 +150,8 @@ def yolo(
         raise InputError("YOLO v1 has no maps that another backbone could give: leave it out.")
     conv = DarknetConvolutions(version > 1, bn_momentum)
     if backbone:
-        maps = backbone_maps(backbone, input_shape, normalization, alpha=alpha)
+        name, options = choose((None, {}), backbone, alpha, backbone_options)
+        maps = backbone_maps(name, input_shape, normalization, **options)
     else:
         image, x = image_input(input_shape, normalization)
         maps = {"image": image, **darknet_maps(x, rows, conv)}

@@ -16,10 +16,11 @@ from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.layers import NonMaxSuppression, RelativeDetections
-from tiffin.recipes.engine import box_augmentation, detection_metrics, registry, report
+from tiffin.recipes.engine import backbones, box_augmentation, detection_metrics, registry, report
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit, load_boxes, truth
 from tiffin.recipes.engine.image_recipe import ImageRecipe
 from tiffin.recipes.engine.optimizers import OptimizerName
+from tiffin.recipes.engine.weights import Source
 
 _SHOWN = 0.3  # score from which a detection is drawn and counted as said
 
@@ -95,6 +96,8 @@ class Detection(ImageRecipe):
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
     make_augmenter: ClassVar[Callable] = staticmethod(box_augmentation.augmenter)
     parts: ClassVar[tuple[str, ...]]  # names of the losses
+    # By variant the network of the classification collection under it, and its options.
+    bodies: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
 
     def check(self) -> None:
         super().check()
@@ -117,6 +120,34 @@ class Detection(ImageRecipe):
     def load_data(self) -> BoxData:
         size = self.image_size or self.default_size
         return load_boxes(self.data, self.data_dir, size, self.seed)
+
+    def call_builder(self, input_shape, normalization, **options) -> keras.Model:
+        if self.built_with:
+            options["backbone_options"] = self.built_with
+        return super().call_builder(input_shape, normalization, **options)
+
+    @property
+    def backbone_network(self) -> tuple[str | None, dict[str, Any]]:
+        """The network under this detector and its options; None for a body of the paper's own."""
+        own = self.bodies.get(self.model, (None, {}))
+        return backbones.choose(own, self.backbone, self.alpha, self.built_with)
+
+    def published(self):
+        known, _ = super().published()
+        name, options = self.backbone_network
+        if self.weights == "imagenet":
+            backbones.require_published(self.model, name, options)
+        if not name:
+            return known, self.model
+        known = known | backbones.collections(name)
+        return known, name if self.weights == "imagenet" else self.model
+
+    def load(self, model: keras.Model, source: Source) -> list[str]:
+        """Load a detector's weights, or those of the network under it into that part."""
+        name, options = self.backbone_network
+        network = self.body(model)
+        said = backbones.load(network, name, options, source) if name else None
+        return said or super().load(model, source)
 
     @abc.abstractmethod
     def losses(self, targets: Mapping, outputs: Mapping, training: bool = False) -> dict:
@@ -348,37 +379,3 @@ def box_heads(
             parts.append(keras.layers.Reshape((-1, width), name=f"{name}_{kind}_rows")(x))
         outputs[kind] = keras.layers.Concatenate(axis=1, dtype="float32", name=kind)(parts)
     return outputs
-
-
-class _Maps(dict):
-    def __missing__(self, key):
-        raise InputError(f"{self.network} has no map of {key.replace('_', ' ')}.")
-
-
-def backbone_maps(name: str, input_shape, normalization, **options) -> Mapping:
-    """Return a classification network's input, `image`, and its maps, `stride_8` and the like.
-
-    Args:
-        name: of the network.
-        input_shape, normalization: of the picture.
-        **options: of its builder; those that are None are left to it.
-
-    Raises:
-        InputError: one asks the result for a map that the network lacks.
-    """
-    options = {option: value for option, value in options.items() if value is not None}
-    if name.startswith("vgg"):
-        options["pool_padding"] = "same"  # 75 cells become 38, not 37
-    options["normalization"] = normalization
-    maps = _Maps()
-    maps.network = name
-    if name == "mobilenet_v2":
-        # SSDLite looks inside of the block that makes the last map of stride 16.
-        network = registry.build(name, input_shape, include_top=False, **options)
-        inside = network.get_layer("block_13_expand_relu").output
-        maps |= {"stride_16": inside, "stride_32": network.output}
-    else:
-        network = registry.build(name, input_shape, features=True, **options)
-        maps |= network.output
-    maps["image"] = network.input
-    return maps

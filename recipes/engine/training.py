@@ -26,7 +26,7 @@ from tiffin.recipes.engine.optimizers import (
     WarmupSchedule,
     make_optimizer,
 )
-from tiffin.recipes.engine.weights import Collection
+from tiffin.recipes.engine.weights import Collection, Source
 
 STEPS = 2000  # a default training: enough for a small network on a small data set
 
@@ -70,7 +70,8 @@ class Recipe(abc.ABC):
     """Compute in 16 bits where it is safe; for GPUs."""
     weights: str | None = None
     """Start from `imagenet` or `coco`, what others publish for the variant, or from a file: .keras,
-    .weights.h5, .h5, .safetensors, .pth, .weights; a head of another size is replaced."""
+    .weights.h5, .h5, .safetensors, .pth, .weights; a head of another size is replaced. Of a
+    detector, imagenet is its backbone's."""
     freeze: str | None = None
     """Keep all layers up to and including this one as they are."""
     seed: int = 0
@@ -126,6 +127,10 @@ class Recipe(abc.ABC):
     def body(self, model: keras.Model) -> keras.Model:
         """Return the part of an untrained network that `weights` and `freeze` are for."""
         return model
+
+    def load(self, model: keras.Model, source: Source) -> list[str]:
+        """Copy weights into an untrained network; return what was done, in sentences."""
+        return weights.apply(self.body(model), source)
 
     def companions(self, model: keras.Model) -> dict[str, keras.Model]:
         """Return further networks to keep beside `inference`, by file name."""
@@ -242,7 +247,7 @@ class Recipe(abc.ABC):
             print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
         model = self.make_model(data, source.normalization if source else None)
         if self.weights and not self.resume:
-            print("\n".join(weights.apply(self.body(model), source)))
+            print("\n".join(self.load(model, source)))
         if self.freeze:
             weights.freeze(self.body(model), self.freeze)
         trained = sum(math.prod(v.shape) for v in model.trainable_variables)

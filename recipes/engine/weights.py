@@ -250,13 +250,13 @@ def apply(model: keras.Model, source: Source) -> list[str]:
     ]
     if fresh:
         what = "further layers" if source.tensors.partial else "auxiliary heads"
-        said.append(f"Of the {what}, these start fresh: {_several(sorted(fresh))}.")
+        said.append(f"Of the {what}, these start fresh: {several(sorted(fresh))}.")
     if not source.normalization:
         said.append(
             "The file does not say how pixels were normalised: the new data's mean and std."
         )
     if left := [*extra, *dropped]:
-        said.append(f"In the file but not in the model: {_several(left)}.")
+        said.append(f"In the file but not in the model: {several(left)}.")
     return said
 
 
@@ -297,7 +297,15 @@ def adopt(config: Any, source: Source) -> list[str]:
     return said
 
 
-def _several(names: list[str], most: int = 6) -> str:
+def named(source: Source) -> dict[str, str]:
+    """Return the layer of every path in a file that keeps names, "" where it is left out."""
+    paths = list(source.tensors.layers)
+    names = _layer_names(paths, source.collection) if source.collection else paths
+    # Keras' files name most layers as we do.
+    return {p: p if name is None else name for p, name in zip(paths, names, strict=True)}
+
+
+def several(names: list[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -307,12 +315,8 @@ def _places(
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Return the layer of every path in the file; the same for layers that the model lacks; and
     the paths that are left out on purpose."""
-    paths = list(source.tensors.layers)
-    names = _layer_names(paths, source.collection) if source.collection else paths
     places, extra, dropped = {}, {}, []
-    for path, name in zip(paths, names, strict=True):
-        # Keras' files name most layers as we do.
-        name = path if name is None else name
+    for path, name in named(source).items():
         if name == "":
             dropped.append(path)
         else:
