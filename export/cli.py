@@ -76,15 +76,20 @@ class Export:
         """Export, and print the table of files."""
         normalization = parse_normalization(self.normalization)
         _import_layers(self.imports)
-        from tiffin.export import documents, runtime, stage
+        from tiffin.export import detections, documents, proposals, runtime, stage
 
         path = _model_file(self.model)
         labels = read_label_file(self.labels) if self.labels else find_labels(path)
         model = runtime.read_keras(path)
+        runner = runtime.of_model(model)
+        task = "classification" if labels else None
+        task = "detection" if detections.detects(runner) else task
         calibration = evaluation = None
         if self.calibration:
-            tensor = _image_input(runtime.of_model(model))
-            calibration, evaluation = _read_calibration(self.calibration, labels, tensor)
+            calibration, evaluation = _read_calibration(
+                self.calibration, labels, _image_input(runner)
+            )
+            calibration = proposals.given(runner.inputs, calibration)
         manifest = stage.export(
             model,
             self.directory,
@@ -99,7 +104,7 @@ class Export:
             max_loss=self.max_loss,
             name=self.name,
             explain=self.explain,
-            task="classification" if labels else None,
+            task=task,
         )
         print(documents.files_table(manifest))
         print(f"\nThe files and how to use them: {self.directory / documents.CARD}")
@@ -568,14 +573,16 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _image_input(runner: "Runner") -> "Tensor":
-    """Return the one input that takes an image.
+    """Return the one input that takes an image; beside it there may be one for proposals.
 
     Raises:
         InputError: there are several inputs, or the one takes no image `[batch, height, width, 1 or
             3]`.
     """
-    tensor = runner.inputs[0]
-    if len(runner.inputs) > 1 or len(tensor.shape) != 4 or tensor.shape[3] not in (1, 3):
+    from tiffin.export.proposals import PROPOSALS
+
+    tensor, *others = [t for t in runner.inputs if t.name != PROPOSALS]
+    if others or len(tensor.shape) != 4 or tensor.shape[3] not in (1, 3):
         shapes = ", ".join(f"'{t.name}' {list(t.shape)}" for t in runner.inputs)
         raise InputError(
             f"{runner} does not take one image [batch, height, width, 1 or 3]; it takes {shapes}."

@@ -10,6 +10,7 @@ import numpy as np
 from tiffin.export.errors import InputError
 from tiffin.export.files import replacing
 from tiffin.export.images import framed
+from tiffin.export.proposals import PROPOSALS, given
 from tiffin.export.runtime import Runner
 from tiffin.export.verify import DETECTIONS
 
@@ -41,7 +42,7 @@ def find(runner: Runner, image: np.ndarray, least_score: float) -> list[Detectio
     back.
 
     Args:
-        runner: a detector with one input `[batch, height, width, 3]`.
+        runner: a detector with an input `[batch, height, width, 3]`, and maybe `proposals`.
         image: uint8 `[height, width, 3]`.
         least_score: detections below are left out.
 
@@ -50,11 +51,11 @@ def find(runner: Runner, image: np.ndarray, least_score: float) -> list[Detectio
     """
     from PIL import Image
 
-    tensor = runner.inputs[0]
+    (tensor,) = (t for t in runner.inputs if t.name != PROPOSALS)
     if None in tensor.shape[1:] or tensor.shape[3] != 3:
         raise InputError(f"{runner} takes pictures of any size or in grey: it is no such detector.")
     pixels, frame = framed(Image.fromarray(image), tensor.shape[1:3])
-    outputs = runner(pixels[None].astype(tensor.dtype))
+    outputs = runner(given(runner.inputs, pixels[None].astype(tensor.dtype)))
     count = int(outputs["count"][0])
     boxes = outputs["boxes"][0, :count]
     if outputs["classes"].dtype.kind == "f":  # of TFLite's kind, whose boxes are relative

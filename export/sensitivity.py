@@ -5,8 +5,9 @@ quantisation noise in decibels (10 log10 of the power of float32's values over t
 difference; 20 dB are a tenth, 0 dB means that the error is as large as the value):
 
 - `sqnr_db`, at the layer's result in the int8 file: its own error and that of all before it;
-- `alone_db`, at the model's outputs (before a softmax) when this layer alone is int8 and all others
-  are float32: what it adds, weighed by how much the model minds. Layers are ranked by this one.
+- `alone_db`, at the model's outputs (before a softmax; of a detector, before boxes and choice) when
+  this layer alone is int8 and all others are float32: what it adds, weighed by how much the model
+  minds. Layers are ranked by this one.
 
 Both formats are asked through their real quantisers and runtimes, one file a layer; nothing is
 simulated. An activation that int8 cannot hold shows in the layer that makes it and in those that
@@ -72,6 +73,7 @@ class Unit:
         weighted: whether it is a convolution or a matrix product.
         label: a name of its first operation that tells the layer.
         exact: whether it is float32 in any case.
+        last: whether one that is exact reads it, such as what makes boxes of a detector's heads.
     """
 
     operation: str
@@ -80,6 +82,7 @@ class Unit:
     weighted: bool
     label: str
     exact: bool = False
+    last: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,7 @@ def units(
     owner: dict[str, int] = {}
     parts: list[list[Step]] = []
     kept: list[bool] = []
+    last: set[int] = set()
     for step in steps:
         origins = {owner.get(source) for source in step.sources}
         exactly = exact(step.label or step.name)
@@ -132,10 +136,12 @@ def units(
             index = len(parts) - 1
         else:
             index = origins.pop()
+        if exactly:
+            last |= {i for i in origins if i is not None and not kept[i]}
         parts[index].append(step)
         owner |= dict.fromkeys(step.results, index)
     result = []
-    for part, exactly in zip(parts, kept, strict=True):
+    for i, (part, exactly) in enumerate(zip(parts, kept, strict=True)):
         taken = [step for step in part if step.quantized]
         # What only moves the model's own input does not round it.
         working = [step for step in taken if step.operation not in _MOVES]
@@ -145,7 +151,7 @@ def units(
             weighted = head.operation in _KERNELS and head.constant > 0
             label = head.label or head.name
             end = taken[-1].results[0]
-            result.append(Unit(head.operation, nodes, end, weighted, label, exactly))
+            result.append(Unit(head.operation, nodes, end, weighted, label, exactly, i in last))
     return result
 
 
@@ -188,7 +194,8 @@ class Study:
         self._inputs, _ = verify.examples(inputs, most)
         self.units = quantizer.units
         self.names = named(self.units, name)
-        ends = quantizer.ends()
+        # Of detections another order would be noise; of the heads before them it is none.
+        ends = [unit.result for unit in self.units if unit.last] or quantizer.ends()
         wanted = self._run(self._home.exposed(quantizer.model, ends))
         self.alone: dict[Unit, float] = {}
         for unit in self.units:

@@ -50,6 +50,7 @@ from tiffin.layers.factorized_inception import (
 )
 from tiffin.layers.fire import fire
 from tiffin.layers.inception import conv_relu, inception_module
+from tiffin.layers.low_rank import LowRankDense, truncate_svd
 from tiffin.layers.margin import (
     AMSoftmax,
     ArcFace,
@@ -146,6 +147,7 @@ __all__ = [
     "L2Normalization",
     "LSoftmax",
     "LocalResponseNormalization",
+    "LowRankDense",
     "MarginAnnealing",
     "MarginSoftmax",
     "Maxout",
@@ -235,5 +237,6 @@ __all__ = [
     "to_centers",
     "to_corners",
     "transition",
+    "truncate_svd",
     "yolo_losses",
 ]

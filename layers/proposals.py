@@ -193,35 +193,59 @@ class DecodeRegions(keras.layers.Layer):
     Args:
         size: `(height, width)` of the picture, in pixels.
         variances: see `encode_boxes`.
+        activation: of the logits: "softmax", whose first class is the background, or "sigmoid" of
+            logits without one.
         **kwargs: `name`.
 
     Call arguments:
-        logits: float `[batch, n, 1 + classes]`, the background first.
-        deltas: float `[batch, n, (1 + classes) * 4]`; those of the background are not looked at.
+        logits: float `[batch, n, 1 + classes]` or, region by region, `[batch * n, 1 + classes]`;
+            `classes` for a sigmoid.
+        deltas: float, as many rows with four for each class, the last ones for the `classes`; those
+            of a background are not looked at.
         regions: float `[batch, n, 4]`, corners in pixels.
 
     Returns:
         (float32 boxes `[batch, n, classes, 4]`, cut at the picture's border; float32 scores
         `[batch, n, classes]`, 0 for regions without area).
+
+    Raises:
+        ValueError: another activation.
     """
 
     keeps_float = True
 
-    def __init__(self, size: Sequence[int], variances: Sequence[float] = (0.1, 0.2), **kwargs):
+    def __init__(
+        self,
+        size: Sequence[int],
+        variances: Sequence[float] = (0.1, 0.2),
+        activation: str = "softmax",
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)
-        self.size, self.variances = tuple(size), tuple(variances)
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")
+        self.size, self.variances, self.activation = tuple(size), tuple(variances), activation
 
     def call(self, logits, deltas, regions):
         logits, deltas, regions = (ops.cast(x, "float32") for x in (logits, deltas, regions))
-        real = ops.cast(box_area(regions) > 0, "float32")[..., None]
-        scores = ops.softmax(logits, axis=-1)[..., 1:] * real
-        deltas = ops.reshape(deltas, (-1, *logits.shape[1:], 4))[:, :, 1:]
+        count = regions.shape[1]
+        logits = ops.reshape(logits, (-1, count, logits.shape[-1]))
+        background = self.activation == "softmax"
+        scores = ops.softmax(logits, axis=-1)[..., 1:] if background else ops.sigmoid(logits)
+        scores = scores * ops.cast(box_area(regions) > 0, "float32")[..., None]
+        deltas = ops.reshape(deltas, (-1, count, deltas.shape[-1] // 4, 4))
+        deltas = deltas[:, :, -scores.shape[-1] :]
         boxes = decode_boxes(deltas, regions[:, :, None], self.variances)
         return clip_boxes(boxes, *self.size), scores
 
     def compute_output_shape(self, logits_shape, deltas_shape, regions_shape):
-        shape = (*logits_shape[:2], logits_shape[2] - 1)
+        classes = logits_shape[-1] - (self.activation == "softmax")
+        shape = (*regions_shape[:2], classes)
         return (*shape, 4), shape
 
     def get_config(self):
-        return super().get_config() | {"size": list(self.size), "variances": list(self.variances)}
+        return super().get_config() | {
+            "size": list(self.size),
+            "variances": list(self.variances),
+            "activation": self.activation,
+        }

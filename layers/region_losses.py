@@ -66,26 +66,29 @@ def sample_regions(
     return take_rows(regions, place), take_rows(matched, place), counted
 
 
-def region_losses(boxes, classes, sampled, logits, deltas, variances=(0.1, 0.2)):
+def region_losses(boxes, classes, sampled, logits, deltas=None, variances=(0.1, 0.2)):
     """Return the losses of a second stage: Fast R-CNN's multi-task loss, equation 1.
 
     Args:
         boxes, classes: see `proposal_losses`.
         sampled: from `sample_regions`.
-        logits: float `[batch, size, 1 + kinds]`, the background first.
-        deltas: float `[batch, size, (1 + kinds) * 4]`.
+        logits: float `[batch, size, 1 + kinds]` or, region by region, `[batch * size, 1 + kinds]`,
+            the background first.
+        deltas: float, as many rows of `(1 + kinds) * 4`; None: there is no loss of boxes.
         variances: see `encode_boxes`.
 
     Returns:
-        (cross-entropy, smooth L1), scalars.
+        (cross-entropy, smooth L1), scalars; without deltas the first alone.
     """
     regions, matched, counted = sampled
-    boxes, classes, logits, deltas = tensors(boxes, classes, logits, deltas)
+    boxes, classes, logits = tensors(boxes, classes, logits)
     number = ops.maximum(ops.sum(counted), 1.0)
     which = take_objects(classes + 1, matched)
-    said = sparse_cross_entropy(which, logits) * counted
-    kinds = logits.shape[-1]
-    deltas = ops.reshape(deltas, (-1, *logits.shape[1:], 4))
+    size, kinds = regions.shape[1], logits.shape[-1]
+    said = sparse_cross_entropy(which, ops.reshape(logits, (-1, size, kinds))) * counted
+    if deltas is None:
+        return (ops.sum(said) / number,)
+    deltas = ops.reshape(deltas, (-1, size, kinds, 4))
     mine = ops.sum(deltas * ops.one_hot(which, kinds)[..., None], axis=2)
     positive = (matched >= 0) & (counted > 0)
     error = _box_error(boxes, matched, positive, regions, mine, 1.0, variances)

@@ -1,6 +1,5 @@
 """From a feature map and regions of any size to features of one size."""
 
-import math
 from collections.abc import Sequence
 
 import keras
@@ -41,9 +40,6 @@ class RoIPool(_Regions):
     Girshick 2015 (Fast R-CNN, arXiv 1504.08083), section 2.1, with the rounding of the authors'
     code: corners to whole cells, both included, and bins from floor to ceil, so that they overlap.
 
-    The maximum over any bin is that of four windows whose sides are powers of two; those windows'
-    maxima are made once for the whole map.
-
     Args:
         size: rows and columns of bins, or their number for both.
         scale: cells of the feature map in one unit of the regions.
@@ -57,45 +53,101 @@ class RoIPool(_Regions):
         `[batch, n, rows, columns, channels]`; 0 where a bin holds no cell.
     """
 
-    def call(self, features, regions):
-        height, width, channels = features.shape[1:]
-        regions = ops.cast(regions, "float32") * self.scale
-        regions = ops.sign(regions) * ops.floor(ops.abs(regions) + 0.5)
-        y = _Bins(regions[..., 0], regions[..., 2], self.size[0], height)
-        x = _Bins(regions[..., 1], regions[..., 3], self.size[1], width)
-        tables, rows = [], features
-        for i in range(y.levels):
-            columns = rows
-            for j in range(x.levels):
-                tables.append(columns)
-                columns = _doubled(columns, 2**j, 2)
-            rows = _doubled(rows, 2**i, 1)
-        table = ops.reshape(ops.stack(tables, axis=1), (-1, len(tables) * height * width, channels))
+    def call(self, features, regions, training=False):
+        pooled = _pooled(features, regions, self.scale, (self.size,), training)
+        return ops.reshape(pooled, (-1, regions.shape[1], *self.size, features.shape[-1]))
 
-        def at(row, column):
-            level = y.level[:, :, :, None] * x.levels + x.level[:, :, None, :]
-            place = (level * height + row[:, :, :, None]) * width + column[:, :, None, :]
-            return take_rows(table, place)
 
-        most = ops.maximum(
-            ops.maximum(at(y.first, x.first), at(y.first, x.last)),
-            ops.maximum(at(y.last, x.first), at(y.last, x.last)),
-        )
-        filled = y.filled[:, :, :, None] & x.filled[:, :, None, :]
-        return ops.where(filled[..., None], most, ops.zeros_like(most))
+def _pooled(features, regions, scale: float, sizes, training: bool):
+    """Return the largest feature in each bin of grids of several sizes, laid over each region.
+
+    The maximum over any bin is that of four windows whose sides are powers of two; those windows'
+    maxima are made once for the whole map.
+
+    Args:
+        features: float `[batch, height, width, channels]`.
+        regions: float `[batch, n, 4]`, corners.
+        scale: cells of the map in one unit of these.
+        sizes: rows and columns of each grid.
+        training: whether to find the places of the maxima first, which makes gradients cheap.
+
+    Returns:
+        `[batch, n, bins, channels]`, grid by grid, row by row; 0 where a bin holds no cell.
+    """
+    height, width, channels = features.shape[1:]
+    regions = ops.cast(regions, "float32") * scale
+    regions = ops.sign(regions) * ops.floor(ops.abs(regions) + 0.5)
+    powers = [np.floor(np.log2(np.arange(1, n + 1))).astype("int32") for n in (height, width)]
+    down, across = (int(p[-1]) + 1 for p in powers)
+    # Of each map of windows the maxima and, in training, the cells that these are in.
+    rows = (ops.stop_gradient(features), _cells(features)) if training else (features,)
+    tables = []
+    for i in range(down):
+        columns = rows
+        for j in range(across):
+            tables.append(columns)
+            columns = _doubled(columns, 2**j, 2)
+        rows = _doubled(rows, 2**i, 1)
+    shape = (-1, len(tables) * height * width, channels)
+    tables = [ops.reshape(ops.stack(kind, axis=1), shape) for kind in zip(*tables, strict=True)]
+    places, filled = [], []
+    for size in sizes:
+        y = _Bins(regions[..., 0], regions[..., 2], size[0], powers[0])
+        x = _Bins(regions[..., 1], regions[..., 3], size[1], powers[1])
+        bins = (-1, regions.shape[1], size[0] * size[1])
+        level = y.level[:, :, :, None] * across + x.level[:, :, None, :]
+        for row in (y.first, y.last):
+            for column in (x.first, x.last):
+                place = (level * height + row[:, :, :, None]) * width + column[:, :, None, :]
+                places.append(ops.reshape(place, bins))
+        filled.append(ops.reshape(y.filled[:, :, :, None] & x.filled[:, :, None, :], bins))
+    corners = [ops.concatenate(places[i::4], axis=2) for i in range(4)]
+    found = [tuple(take_rows(table, corner) for table in tables) for corner in corners]
+    most = _larger(_larger(found[0], found[1]), _larger(found[2], found[3]))
+    pooled = _at(features, most[1]) if training else most[0]
+    return ops.where(ops.concatenate(filled, axis=2)[..., None], pooled, ops.zeros_like(pooled))
+
+
+def _cells(features):
+    """Return the index of each value's cell in its map, int `[batch, height, width, channels]`."""
+    height, width = features.shape[1:3]
+    index = ops.reshape(ops.arange(height * width, dtype="int32"), (1, height, width, 1))
+    return ops.zeros_like(features, dtype="int32") + index
+
+
+def _larger(ours: tuple, theirs: tuple) -> tuple:
+    """Return the larger of maxima, each with what else is known of it."""
+    if len(ours) == 1:
+        return (ops.maximum(ours[0], theirs[0]),)
+    mine = ours[0] >= theirs[0]
+    return tuple(ops.where(mine, a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _at(features, cells):
+    """Return the features in cells, channel by channel.
+
+    Args:
+        features: `[batch, height, width, channels]`.
+        cells: int `[batch, ..., channels]`.
+    """
+    batch, (height, width, channels) = ops.shape(features)[0], features.shape[1:]
+    start = ops.arange(batch, dtype="int32") * (height * width)
+    start = ops.reshape(start, (-1, *[1] * (len(cells.shape) - 1)))
+    place = (cells + start) * channels + ops.arange(channels, dtype="int32")
+    return ops.take(ops.reshape(features, (-1,)), place, axis=0)
 
 
 class _Bins:
     """Bins along one axis: where the two windows of a power of two begin that cover each.
 
     Attributes:
-        levels: how many powers of two there are.
         level: int `[batch, n, bins]`, the power of each bin.
         first, last: int `[batch, n, bins]`, where its windows begin.
         filled: bool `[batch, n, bins]`, whether it holds a cell at all.
     """
 
-    def __init__(self, start, end, bins: int, cells: int):
+    def __init__(self, start, end, bins: int, powers: np.ndarray):
+        cells = len(powers)
         start = ops.cast(start, "int32")[..., None]
         length = ops.maximum(ops.cast(end, "int32")[..., None] - start + 1, 1)
         number = ops.arange(bins, dtype="int32")
@@ -104,25 +156,24 @@ class _Bins:
         high = ops.clip(start + ((number + 1) * length + bins - 1) // bins, 0, cells)
         self.filled = high > low
         length = ops.maximum(high - low, 1)
-        powers = np.floor(np.log2(np.arange(1, cells + 1))).astype("int32")
-        self.levels = int(powers[-1]) + 1
         self.level = ops.take(ops.convert_to_tensor(powers), length - 1)
         window = ops.take(ops.convert_to_tensor(2**powers), length - 1)
         self.first = ops.minimum(low, cells - 1)
         self.last = ops.clip(high - window, 0, cells - 1)
 
 
-def _doubled(table, shift: int, axis: int):
+def _doubled(tables: tuple, shift: int, axis: int) -> tuple:
     """Return the maxima of windows twice as long from those of the length `shift`.
 
     Windows that would reach beyond the border are asked for by nobody, and hold anything.
     """
-    length = table.shape[axis]
+    length = tables[0].shape[axis]
     if shift >= length:
-        return table
+        return tables
     before = [slice(None)] * axis
-    moved = (table[(*before, slice(shift, None))], table[(*before, slice(length - shift, None))])
-    return ops.maximum(table, ops.concatenate(moved, axis=axis))
+    ends = (*before, slice(shift, None)), (*before, slice(length - shift, None))
+    moved = tuple(ops.concatenate([t[end] for end in ends], axis=axis) for t in tables)
+    return _larger(tables, moved)
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -208,20 +259,15 @@ class SpatialPyramidPooling(keras.layers.Layer):
     def __init__(self, levels: Sequence[int] = (6, 3, 2, 1), scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)
         self.levels, self.scale = tuple(levels), scale
-        self._pools = [RoIPool(n, scale, dtype=self.dtype_policy) for n in self.levels]
 
-    def call(self, features, regions=None):
+    def call(self, features, regions=None, training=False):
         height, width, channels = features.shape[1:]
         whole = regions is None
         if whole:
             last = ops.convert_to_tensor([[0.0, 0.0, height - 1.0, width - 1.0]]) / self.scale
             regions = ops.zeros_like(features[:, :1, 0, :1], dtype="float32") + last
-        count = regions.shape[1]
-        parts = [
-            ops.reshape(pool(features, regions), (-1, count, math.prod(pool.size) * channels))
-            for pool in self._pools
-        ]
-        result = ops.concatenate(parts, axis=-1)
+        pooled = _pooled(features, regions, self.scale, [(n, n) for n in self.levels], training)
+        result = ops.reshape(pooled, (-1, *pooled.shape[1:2], pooled.shape[2] * channels))
         return result[:, 0] if whole else result
 
     def compute_output_shape(self, features_shape, regions_shape=None):

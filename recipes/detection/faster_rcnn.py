@@ -25,7 +25,6 @@ from keras import layers, ops
 
 from tiffin.export.errors import one_of
 from tiffin.layers import (
-    DecodeRegions,
     Proposals,
     PyramidRoIAlign,
     RoIAlign,
@@ -35,12 +34,10 @@ from tiffin.layers import (
     feature_pyramid,
     grid_anchors,
     proposal_losses,
-    region_losses,
-    sample_regions,
 )
 from tiffin.recipes.classification import resnet
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.detection import Detection
+from tiffin.recipes.engine.region_detection import RegionDetection
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -118,8 +115,8 @@ def faster_rcnn(
     Returns:
         A model from `image` to `objectness`, float `[batch, anchors]`; `shifts`, float `[batch,
         anchors, 4]`; `proposals`, float `[batch, proposals, 4]`, corners in pixels; and, for each
-        of these, `logits`, float `[batch, proposals, 1 + classes]`, the background first, and
-        `deltas`, float `[batch, proposals, (1 + classes) * 4]`.
+        of these, one after the other, `logits`, float `[batch * proposals, 1 + classes]`, the
+        background first, and `deltas`, float `[batch * proposals, (1 + classes) * 4]`.
 
     Raises:
         InputError: an unknown variant or backbone, or one without such maps.
@@ -182,15 +179,15 @@ def _judge(maps, regions, by, cells, units, kinds: int, strides, stage: str, blo
     else:
         kind = RoIPool if by == "pool" else RoIAlign
         x = kind(cells, 1 / strides[0], name="pooled")(maps[0], regions)
-    count = regions.shape[1]
+    # Region by region, however many of each picture there are.
+    x = ops.reshape(x, (-1, *x.shape[2:]))
     if units == "conv5":  # the last stage of ResNet looks at each region for itself
-        x = ops.reshape(x, (-1, *x.shape[2:]))
         for i in (1, 2, 3):
             step = 2 if i == 1 else 1
             x = bottleneck_block(x, 512, step, name=f"{stage}_block{i}", **block)
-        x = ops.reshape(layers.GlobalAveragePooling2D(name="average")(x), (-1, count, 2048))
+        x = layers.GlobalAveragePooling2D(name="average")(x)
     else:
-        x = layers.Reshape((count, -1), name="flat")(x)
+        x = layers.Flatten(name="flat")(x)
         for i, n in enumerate(units, start=6):
             x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
             x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
@@ -201,7 +198,7 @@ def _judge(maps, regions, by, cells, units, kinds: int, strides, stage: str, blo
 
 
 @dataclasses.dataclass
-class Config(Detection):
+class Config(RegionDetection):
     """Train Faster R-CNN (Ren et al. 2015, arXiv 1506.01497).
 
     examples:
@@ -221,20 +218,14 @@ class Config(Detection):
     bodies: ClassVar = {name: row[:2] for name, row in TABLES.items()}
     parts: ClassVar = ("objectness_loss", "shift_loss", "class_loss", "box_loss")
 
-    def raw(self, input_shape, classes, normalization) -> keras.Model:
-        network = self.call_builder(input_shape, normalization, classes=classes)
-        self.size = input_shape[:2]
-        self.anchors = network.get_layer("proposals").anchors
-        self.random = keras.random.SeedGenerator(self.seed)
-        said = network.output
-        maps = [said[name] for name in said if name.startswith("map")]
-        self.judge = keras.Model([*maps, said["proposals"]], [said["logits"], said["deltas"]])
-        return network
+    @property
+    def learned(self) -> int:
+        return self.proposals
 
-    def trained(self, network: keras.Model) -> tuple:
-        """Return the first stage alone: the second sees sampled regions, in the loss."""
-        outputs = {k: v for k, v in network.output.items() if k not in ("logits", "deltas")}
-        return keras.Model(network.input, outputs), {"judge": self.judge, "random": self.random}
+    def raw(self, input_shape, classes, normalization) -> keras.Model:
+        network = super().raw(input_shape, classes, normalization)
+        self.anchors = network.get_layer("proposals").anchors
+        return network
 
     def losses(self, targets: Mapping, outputs: Mapping, training: bool = False) -> dict:
         """Return both stages' losses: the paper's equation 1, and that of Fast R-CNN."""
@@ -242,18 +233,8 @@ class Config(Detection):
         said, shifts = outputs["objectness"], outputs["shifts"]
         noise = keras.random.uniform(ops.shape(said), seed=self.random)
         first = proposal_losses(self.anchors, boxes, kinds, said, shifts, noise)
-        # The objects are regions too, so that there are good ones from the start.
-        regions = ops.concatenate([outputs["proposals"], boxes], axis=1)
-        noise = keras.random.uniform(ops.shape(regions)[:2], seed=self.random)
-        sampled = sample_regions(regions, boxes, kinds, noise, self.proposals)
-        maps = [outputs[name] for name in outputs if name.startswith("map")]
-        logits, deltas = self.judge([*maps, sampled[0]], training=training)
-        second = region_losses(boxes, kinds, sampled, logits, deltas)
+        second = self.judged(targets, outputs, outputs["proposals"], training)
         return dict(zip(self.parts, (*first, *second), strict=True))
-
-    def decode(self, outputs: Mapping) -> tuple:
-        judged = DecodeRegions(self.size, name="boxes")
-        return judged(outputs["logits"], outputs["deltas"], outputs["proposals"])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ others is cut at the border.
 from collections.abc import Callable, Sequence
 
 from tiffin.export.images import FRAME
+from tiffin.export.proposals import PROPOSALS
 from tiffin.recipes.engine import augmentation
 
 # name: (default strength, what it is)
@@ -23,6 +24,7 @@ AUGMENTATIONS = {
     "noise": (8.0, "standard deviation of Gaussian noise in grey levels"),
 }
 _TRIALS = 50  # crops that are drawn for a picture, of which the first fitting one is taken
+_PROPOSED = 1 << 20  # the class of proposals
 _OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # the last: any crop
 
 
@@ -48,6 +50,10 @@ def augmenter(names: Sequence[str]) -> Callable | None:
         import tensorflow as tf
 
         boxes, classes = targets["boxes"], targets["classes"]
+        objects = boxes.shape[1]
+        if PROPOSALS in targets:
+            boxes, classes = _joined(boxes, classes, targets[PROPOSALS])
+        alone = boxes.shape[1]
         for place, (name, strength) in enumerate(chosen):
             key = tf.random.experimental.stateless_fold_in(seed, place)
             if name in _FUNCTIONS:
@@ -55,9 +61,35 @@ def augmenter(names: Sequence[str]) -> Callable | None:
             else:
                 images = augmentation.FUNCTIONS[name](images, key, strength)
         images = tf.clip_by_value(images, 0.0, 255.0)
-        return images, targets | {"boxes": boxes, "classes": classes}
+        moved = {"boxes": boxes, "classes": classes}
+        if PROPOSALS in targets:
+            moved = _parted(boxes, classes, objects, alone)
+        return images, targets | moved
 
     return augment
+
+
+def _joined(boxes, classes, proposals):
+    """Let proposals move as objects do, of a class that none has."""
+    import tensorflow as tf
+
+    real = tf.reduce_any(proposals > 0, axis=-1)
+    classes = tf.concat([classes, tf.where(real, _PROPOSED, -1)], 1)
+    return tf.concat([boxes, proposals], 1), classes
+
+
+def _parted(boxes, classes, objects: int, alone: int) -> dict:
+    """Undo `_joined` in each of the pictures that a mosaic has put into one."""
+    import tensorflow as tf
+
+    pictures = boxes.shape[1] // alone
+    boxes = tf.reshape(boxes, [-1, pictures, alone, 4])
+    classes = tf.reshape(classes, [-1, pictures, alone])
+    return {
+        "boxes": tf.reshape(boxes[:, :, :objects], [-1, pictures * objects, 4]),
+        "classes": tf.reshape(classes[:, :, :objects], [-1, pictures * objects]),
+        PROPOSALS: tf.reshape(boxes[:, :, objects:], [-1, pictures * (alone - objects), 4]),
+    }
 
 
 def _sides(images):
@@ -131,9 +163,8 @@ def _iou_crop(images, boxes, classes, key, probability):
     areas += tf.reduce_prod(boxes[..., 2:] - boxes[..., :2], -1)[:, None]
     center = (boxes[..., :2] + boxes[..., 2:])[:, None] / 2
     inside = tf.reduce_all((center > crops[:, :, None, :2]) & (center < crops[:, :, None, 2:]), -1)
-    overlap = tf.where(
-        inside & (classes >= 0)[:, None], shared / tf.maximum(areas - shared, 1e-6), -1.0
-    )
+    counted = inside & ((classes >= 0) & (classes < _PROPOSED))[:, None]
+    overlap = tf.where(counted, shared / tf.maximum(areas - shared, 1e-6), -1.0)
     wanted = tf.gather(
         tf.constant(_OVERLAPS),
         tf.random.stateless_uniform([batch], keys[2], 0, len(_OVERLAPS), tf.int32),

@@ -12,6 +12,7 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 from tiffin.export.images import Frame, framed, load_framed
+from tiffin.export.proposals import PROPOSALS
 from tiffin.layers import kmeans_anchors
 from tiffin.recipes.engine import annotations, scenes
 from tiffin.recipes.engine.data import (
@@ -37,12 +38,15 @@ class BoxSplit(Split):
         classes: int32 `[n, most]`; beyond `labels` -1.
         difficult: bool `[n, most]`: neither trained on nor counted.
         frames: where each picture lies in the input.
+        proposals: float32 `[n, number, 4]`, regions that may hold an object, corners in pixels of
+            the input; those beyond a picture's own have no area. None: nobody asked for them.
     """
 
     boxes: np.ndarray = None
     classes: np.ndarray = None
     difficult: np.ndarray = None
     frames: list[Frame] = None
+    proposals: np.ndarray | None = None
 
     @classmethod
     def of(cls, boxes, classes, difficult, frames, images=None, paths=None) -> "BoxSplit":
@@ -76,15 +80,25 @@ class BoxSplit(Split):
             self.classes[indices],
             self.difficult[indices],
             [self.frames[i] for i in indices],
+            None if self.proposals is None else self.proposals[indices],
         )
 
     def targets(self) -> dict[str, np.ndarray]:
-        """Return `boxes`, `classes`, -1 where there is nothing to learn, and the `index`."""
-        return {
+        """Return `boxes`, `classes`, -1 where there is nothing to learn, the `index`, and
+        `proposals` where there are some."""
+        targets = {
             "boxes": self.boxes,
             "classes": np.where(self.difficult, -1, self.classes),
             "index": np.arange(len(self), dtype=np.int32),
         }
+        return targets if self.proposals is None else targets | {PROPOSALS: self.proposals}
+
+    def inputs(self, limit: int | None = None, seed: int = 0) -> tuple:
+        """Return what a network takes of up to `limit` pictures, and their indices."""
+        images, index = self.arrays(limit, seed)
+        if self.proposals is None:
+            return images, index
+        return {"image": images, PROPOSALS: self.proposals[index]}, index
 
     def arrays(self, limit: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return up to `limit` readable pictures, drawn evenly, and their indices."""

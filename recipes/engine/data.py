@@ -83,6 +83,10 @@ class Split:
         pairs = list(self.take(chosen).batches(64).unbatch().as_numpy_iterator())
         return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
 
+    def inputs(self, limit: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a network takes of up to `limit` examples, and what goes with it."""
+        return self.arrays(limit, seed)
+
     def chosen(self, limit: int | None, seed: int) -> np.ndarray:
         """Return the indices of up to `limit` examples, in order."""
         if limit is None or limit >= len(self):

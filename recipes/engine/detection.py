@@ -15,6 +15,7 @@ from keras import ops
 from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
+from tiffin.export.proposals import PROPOSALS
 from tiffin.layers import NonMaxSuppression, RelativeDetections
 from tiffin.recipes.engine import backbones, box_augmentation, detection_metrics, registry, report
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit, load_boxes, truth
@@ -44,7 +45,7 @@ class Detector(keras.Model):
         self.parts = [keras.metrics.Mean(name=name) for name in parts]
         for name, value in tracked.items():
             setattr(self, name, value)
-        self.build(network.input_shape)
+        self.build(trained.input_shape)
 
     def call(self, inputs, training=None):
         return self.trained(inputs, training=training)
@@ -197,7 +198,7 @@ class Detection(ImageRecipe):
             return keras.Model(model.input, {"boxes": boxes, "scores": scores}, name=model.name)
         if self.coordinates == "pixels":
             return model
-        relative = RelativeDetections(model.input_shape[1:3], name="relative")
+        relative = RelativeDetections(model.inputs[0].shape[1:3], name="relative")
         return keras.Model(model.input, relative(model.output), name=model.name)
 
     def objective(self) -> dict[str, Any]:
@@ -259,7 +260,7 @@ class Detection(ImageRecipe):
         return mean_average_precision(joined, targets)
 
     def export_options(self, data: BoxData, test: dict[str, Any]) -> dict[str, Any]:
-        images, index = data.test.arrays(1000, self.seed)
+        inputs, index = data.test.inputs(1000, self.seed)
         split = data.test.take(index)
         targets = {n: getattr(split, n) for n in ("boxes", "classes", "difficult")}
         if self.coordinates == "relative":
@@ -267,7 +268,7 @@ class Detection(ImageRecipe):
         inside = self.suppression == "inside"
         metric = mean_average_precision if inside else self.mean_average_precision
         return super().export_options(data, test) | {
-            "evaluation": (images, targets),
+            "evaluation": (inputs, targets),
             "metric": metric,
             "labels": data.classes,
             "max_loss": self.max_loss,
@@ -320,10 +321,12 @@ def detect(
     """
     found, index, spent = [], [], 0.0
     for images, targets in split.batches(batch_size).as_numpy_iterator():
+        given = {"image": images} | {k: v for k, v in targets.items() if k == PROPOSALS}
+        inputs = given if len(model.inputs) > 1 else images
         if not found:
-            model.predict_on_batch(images)  # the first call compiles
+            model.predict_on_batch(inputs)  # the first call compiles
         start = time.perf_counter()
-        outputs = model.predict_on_batch(images)
+        outputs = model.predict_on_batch(inputs)
         outputs = {name: ops.convert_to_numpy(value) for name, value in outputs.items()}
         spent += time.perf_counter() - start
         for place, seen in zip(targets["index"], unpadded(outputs), strict=True):

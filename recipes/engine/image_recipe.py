@@ -94,8 +94,8 @@ class ImageRecipe(Recipe):
 
     def export_options(self, data: ImageData, test: dict[str, Any]) -> dict[str, Any]:
         return {
-            "calibration": data.train.arrays(200, self.seed)[0],
-            "evaluation": data.test.arrays(5000, self.seed),
+            "calibration": data.train.inputs(200, self.seed)[0],
+            "evaluation": data.test.inputs(5000, self.seed),
             "description": f"{self.model} trained on {data.kind}",
         }
 

@@ -44,8 +44,7 @@ def fetch(variant: str, collections: Mapping[str, "Collection"]) -> tuple[str, P
     entry = collection.files[variant]
     file, checksum = (entry, _named_checksum(entry)) if isinstance(entry, str) else entry
     address = f"{collection.url}{file}"
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    path = Path(home).expanduser() / "models" / file
+    path = cache("models") / file
     if not path.exists():
         make_folder(path.parent)
         _download(address, path, checksum)
@@ -55,6 +54,11 @@ def fetch(variant: str, collections: Mapping[str, "Collection"]) -> tuple[str, P
             f"is fetched from {address} again."
         )
     return name, path, f"Published by {name} at {address}, licence {collection.licence}."
+
+
+def cache(name: str) -> Path:
+    """Return a folder of Keras' cache."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / name
 
 
 def _nothing(variant: str, collections: Mapping[str, "Collection"]) -> InputError:

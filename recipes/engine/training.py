@@ -136,6 +136,9 @@ class Recipe(abc.ABC):
         """Return further networks to keep beside `inference`, by file name."""
         return {}
 
+    def complete(self, model: keras.Model, data: Any, path: Path) -> None:  # noqa: B027
+        """Find what gradient descent has left of a trained network, which lies in a file."""
+
     def callbacks(self, model: keras.Model, data: Any, directory: Path) -> list:
         """Return what else watches the training."""
         return []
@@ -221,8 +224,9 @@ class Recipe(abc.ABC):
         if not (directory / BEST).exists():
             print("Stopped by Ctrl-C before the first epoch ended: there is nothing to keep yet.")
             raise KeyboardInterrupt
-        print("Evaluating ...")
         best = keras.saving.load_model(directory / BEST, compile=False)
+        self.complete(best, data, directory / BEST)
+        print("Evaluating ...")
         metrics = self._summarise(best, data, directory, minutes, command)
         if interrupted:
             print(f"Stopped by Ctrl-C. {directory / BEST} is the best model so far; go on with:")
@@ -365,7 +369,7 @@ class Recipe(abc.ABC):
             "data": self.data,
             "command": command,
             "parameters": model.count_params(),
-            "input_shape": list(model.input_shape[1:]),
+            "input_shape": list(model.inputs[0].shape[1:]),
             "epochs": len(history),
             "minutes": round(minutes, 2),
             "backend": keras.backend.backend(),

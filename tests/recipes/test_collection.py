@@ -12,26 +12,32 @@ import tiffin.export
 from tiffin import recipes
 from tiffin.export import InputError
 from tiffin.recipes.engine import registry
+from tiffin.recipes.engine.region_detection import GivenRegions
 from tiffin.recipes.engine.training import Recipe, to_json
 
 ENTRIES = registry.recipes()
 LOADER = """
 import sys, keras, numpy as np, tiffin.layers
 model = keras.saving.load_model(sys.argv[1], safe_mode=True)
-answer = keras.tree.flatten(model(np.load(sys.argv[2]), training=False))
+given = dict(np.load(sys.argv[2]))
+given = given if len(given) > 1 else given["image"]
+answer = keras.tree.flatten(model(given, training=False))
 np.savez(sys.argv[3], *map(keras.ops.convert_to_numpy, answer))
 """
 
 
-def answers(model, images) -> list[np.ndarray]:
+def answers(model, inputs) -> list[np.ndarray]:
     """Return a model's outputs as arrays."""
-    return [*map(keras.ops.convert_to_numpy, keras.tree.flatten(model(images, training=False)))]
+    return [*map(keras.ops.convert_to_numpy, keras.tree.flatten(model(inputs, training=False)))]
 
 
 def train_save_load_export(
     config: Recipe, size: int, directory, batch: int, precisions: tuple[str, ...], fresh: bool
 ) -> None:
     """Take a recipe's network from its first step to files that answer as it does."""
+    given = isinstance(config, GivenRegions)
+    if given:
+        config.proposals, config.regions = 12, 8
     model = config.network((size, size, 3), 5, (127.5, 127.5))
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch, size, size, 3)).astype("float32")
@@ -43,6 +49,12 @@ def train_save_load_export(
         boxes = np.tile((center + half * [-1, -1, 1, 1]) * size, (batch, 1, 1))
         classes = np.where(np.arange(len(half)) > 3 * labels[:, None], labels[:, None], -1)
         labels = {"boxes": boxes.astype("float32"), "classes": classes.astype("int32")}
+    pixels, inputs = images.astype("uint8"), images
+    if given:
+        elsewhere = np.tile(np.array([[0, 0, 0.4, 0.3], [0.5, 0.6, 1, 1]]) * size, (batch, 1, 1))
+        regions = np.concatenate([boxes + 0.01 * size, elsewhere], axis=1).astype("float32")
+        labels["proposals"] = regions
+        pixels, inputs = ({"image": x, "proposals": regions} for x in (pixels, images))
     for layer in config.body(model).layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # As in a trained net: with fresh statistics activations double at every block, and
@@ -65,17 +77,16 @@ def train_save_load_export(
     inference = config.inference(model)
     assert inference.name == config.model and inference.inputs[0].name == "image"
     inference.save(directory / "model.keras")
-    np.save(directory / "images.npy", images)
     if fresh:
-        paths = [str(directory / part) for part in ("model.keras", "images.npy", "loaded.npz")]
+        paths = [str(directory / part) for part in ("model.keras", "inputs.npz", "loaded.npz")]
+        np.savez(paths[1], **(inputs if given else {"image": inputs}))
         subprocess.run([sys.executable, "-c", LOADER, *paths], check=True)
         loaded = [*np.load(paths[2]).values()]
     else:
         model = keras.saving.load_model(directory / "model.keras", safe_mode=True)
-        loaded = answers(model, images)
-    for again, expected in zip(loaded, answers(inference, images), strict=True):
+        loaded = answers(model, inputs)
+    for again, expected in zip(loaded, answers(inference, inputs), strict=True):
         np.testing.assert_allclose(again, expected, atol=1e-5)
-    pixels = images.astype("uint8")
     manifest = tiffin.export.export(
         inference, directory / "export", precisions=precisions, calibration=pixels
     )

@@ -1,0 +1,138 @@
+"""R-CNN: cut every proposed region out of the picture, and let a CNN and SVMs say what it is.
+
+Each region is warped to the square input of a classification network, with some of its
+surroundings; the network learns to tell the classes and the background apart. Then linear SVMs are
+fitted to its last hidden layer, one for each class, with hard negatives, and ridge regression on
+its last map moves the boxes. It convolves each region anew, which the next papers mended: SPP-net,
+Fast R-CNN.
+
+Girshick et al. 2014, arXiv 1311.2524.
+
+Reproduces table 3 (VOC 2007, mAP50 in percent): with VGG16 and box regression 66.0. Ours:
+docs/results.md.
+
+Run it:
+    python recipes/detection/rcnn.py --export
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import keras
+from keras import layers, ops
+
+from tiffin.export.errors import one_of
+from tiffin.layers import RoIAlign, image_input
+from tiffin.layers.boxes import to_centers, to_corners
+from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.region_svm import RegionSVM
+from tiffin.recipes.engine.training import main
+
+VARIANTS = {
+    # name: (year, input size, trainable parameters, MACs of one region, error in percent, measured
+    # on)
+    "rcnn_small": (2014, 96, 0, 0, None, "VOC"),
+    "rcnn_vgg16": (2014, 500, 0, 0, 34.0, "VOC"),
+}
+TABLES = {
+    # network, its options, side of a warped region, pixels of that around the region, stride of the
+    # map that is pooled last, units behind
+    "rcnn_small": ("vgg11_bn", {"alpha": 0.25}, 32, 2, 8, (256,)),
+    "rcnn_vgg16": ("vgg16", {}, 224, 16, 16, (4096, 4096)),
+}
+
+
+def rcnn(
+    variant: str = "rcnn_vgg16",
+    input_shape: tuple[int, int, int] = (500, 500, 3),
+    classes: int = 20,
+    *,
+    backbone: str | None = None,
+    alpha: float | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
+    proposals: int = 2000,
+    normalization: tuple | None = None,
+    bn_momentum: float = 0.9,
+) -> keras.Model:
+    """Build an R-CNN up to its features and the softmax that it is trained with.
+
+    Args:
+        variant: one of `VARIANTS`.
+        input_shape: `(height, width, channels)` in pixels.
+        classes: without the background.
+        backbone: a network of the classification collection that takes the place of the variant's
+            own.
+        alpha: width multiplier of that network.
+        backbone_options: further ones of it, such as `stride_in` of ResNet.
+        proposals: regions of a picture.
+        normalization: see `tiffin.layers.image_input`.
+        bn_momentum: of batch normalisation.
+
+    Returns:
+        A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to
+        `map0`, the normalised picture, the `proposals`, and for each of these, one after the other,
+        `pooled`, the last map, flat, `features`, what the last hidden layer says, and `logits`,
+        float `[batch * proposals, 1 + classes]`, the background first.
+
+    Raises:
+        InputError: an unknown variant or network, or one without such a map.
+    """
+    one_of("variant", variant, VARIANTS)
+    own, options, side, context, stride, units = TABLES[variant]
+    own, options = choose((own, options), backbone, alpha, backbone_options)
+    image, seen = image_input(input_shape, normalization)
+    regions = keras.Input((proposals, 4), name="proposals")
+    x = warped(seen, regions, side, context)
+    body = backbone_maps(own, x.shape[1:], None, **options)
+    x = keras.Model(body["image"], body[f"stride_{stride}"]).call(x)
+    x = layers.MaxPooling2D(2, name="last_pool")(x)
+    x = pooled = layers.Flatten(name="pooled")(x)
+    for i, n in enumerate(units, start=6):
+        x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
+        x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+    logits = layers.Dense(1 + classes, dtype="float32", name="logits")(x)
+    outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
+    outputs["logits"] = logits
+    return keras.Model({"image": image, "proposals": regions}, outputs, name=variant)
+
+
+def warped(image, regions, side: int, context: int):
+    """Cut regions out of a picture and warp them to squares: the paper's appendix A.
+
+    Args:
+        image: float `[batch, height, width, channels]`, normalised, so that 0, what lies beyond
+            the border, is the mean.
+        regions: float `[batch, n, 4]`, corners in pixels.
+        side: of the squares, in pixels.
+        context: pixels of the square on each side that show what is around the region.
+
+    Returns:
+        Float `[batch * n, side, side, channels]`.
+    """
+    centers = to_centers(regions)
+    larger = centers[..., 2:] * (side / (side - 2 * context))
+    larger = to_corners(ops.concatenate([centers[..., :2], larger], axis=-1))
+    x = RoIAlign(side, 1.0, aligned=True, name="warped")(image, larger)
+    return ops.reshape(x, (-1, side, side, image.shape[-1]))
+
+
+@dataclasses.dataclass
+class Config(RegionSVM):
+    """Train R-CNN (Girshick et al. 2014, arXiv 1311.2524).
+
+    examples:
+      tiffin train rcnn --export
+      tiffin train rcnn --data cells/ --image-size 256 --proposals 600
+      tiffin train rcnn_vgg16 --data voc/2007 --weights imagenet --classifier softmax
+    """
+
+    model: str = "rcnn_small"
+    regions: int = 8
+    """Regions of each picture that a step learns from."""
+    builder: ClassVar = staticmethod(rcnn)
+    bodies: ClassVar = {name: row[:2] for name, row in TABLES.items()}
+
+
+if __name__ == "__main__":
+    main(Config)

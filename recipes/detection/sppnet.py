@@ -1,0 +1,114 @@
+"""SPP-net: one feature map of the picture, and of each region a pyramid of pooled grids.
+
+A region of any size and shape is max-pooled over grids of 6 x 6, 3 x 3, 2 x 2 and one cell; the 50
+maxima of each channel, one after the other, are what fully connected layers see. R-CNN's thousands
+of convolved crops become one convolved picture. As there, linear SVMs judge in the end, and ridge
+regression moves the boxes. The paper trains the layers above the pooling alone (--freeze, with
+--weights imagenet); here gradients pass through it, as Fast R-CNN showed later.
+
+He et al. 2014, arXiv 1406.4729.
+
+Reproduces table 10 (VOC 2007, mAP50 in percent): ZF-5, one scale, with box regression 59.2 at five
+scales. Ours: docs/results.md.
+
+Run it:
+    python recipes/detection/sppnet.py --export
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import keras
+from keras import layers, ops
+
+from tiffin.export.errors import one_of
+from tiffin.layers import SpatialPyramidPooling
+from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.region_svm import RegionSVM
+from tiffin.recipes.engine.training import main
+
+VARIANTS = {
+    # name: (year, input size, trainable parameters, MACs of the picture and of one region, error in
+    # percent, measured on)
+    "sppnet_small": (2014, 96, 0, 0, None, "VOC"),
+    "sppnet_zfnet": (2014, 688, 0, 0, 40.8, "VOC"),
+}
+TABLES = {
+    # backbone, its options, stride of the map, units behind the pyramid
+    "sppnet_small": ("vgg11_bn", {"alpha": 0.25}, 4, (256,)),
+    "sppnet_zfnet": ("zfnet", {}, 16, (4096, 4096)),
+}
+LEVELS = (6, 3, 2, 1)
+
+
+def sppnet(
+    variant: str = "sppnet_zfnet",
+    input_shape: tuple[int, int, int] = (688, 688, 3),
+    classes: int = 20,
+    *,
+    backbone: str | None = None,
+    alpha: float | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
+    proposals: int = 2000,
+    normalization: tuple | None = None,
+    bn_momentum: float = 0.9,
+) -> keras.Model:
+    """Build an SPP-net up to its features and the softmax that it is trained with.
+
+    Args:
+        variant: one of `VARIANTS`.
+        input_shape: `(height, width, channels)` in pixels.
+        classes: without the background.
+        backbone: a network of the classification collection that takes the place of the variant's
+            own; its map of the same stride is looked at.
+        alpha: width multiplier of the backbone.
+        backbone_options: further ones of it, such as `stride_in` of ResNet.
+        proposals: regions of a picture.
+        normalization: see `tiffin.layers.image_input`.
+        bn_momentum: of batch normalisation.
+
+    Returns:
+        A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to
+        `map0`, what regions are pooled from, the `proposals`, and for each of these, one after the
+        other, `pooled`, float `[batch * proposals, 50 * channels]`, `features`, what the last
+        hidden layer says, and `logits`, float `[batch * proposals, 1 + classes]`, the background
+        first.
+
+    Raises:
+        InputError: an unknown variant or backbone, or one without such a map.
+    """
+    one_of("variant", variant, VARIANTS)
+    own, options, stride, units = TABLES[variant]
+    own, options = choose((own, options), backbone, alpha, backbone_options)
+    body = backbone_maps(own, input_shape, normalization, **options)
+    seen = body[f"stride_{stride}"]
+    regions = keras.Input((proposals, 4), name="proposals")
+    x = SpatialPyramidPooling(LEVELS, 1 / stride, name="pyramid")(seen, regions)
+    x = pooled = ops.reshape(x, (-1, x.shape[-1]))
+    for i, n in enumerate(units, start=6):
+        x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
+        x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+    logits = layers.Dense(1 + classes, dtype="float32", name="logits")(x)
+    outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
+    outputs["logits"] = logits
+    return keras.Model({"image": body["image"], "proposals": regions}, outputs, name=variant)
+
+
+@dataclasses.dataclass
+class Config(RegionSVM):
+    """Train SPP-net (He et al. 2014, arXiv 1406.4729).
+
+    examples:
+      tiffin train sppnet --export
+      tiffin train sppnet --data cells/ --image-size 256 --proposals 600 --classifier softmax
+      tiffin train sppnet_zfnet --data voc/2007 --weights imagenet --freeze conv5
+    """
+
+    model: str = "sppnet_small"
+    builder: ClassVar = staticmethod(sppnet)
+    bodies: ClassVar = {name: row[:2] for name, row in TABLES.items()}
+
+
+if __name__ == "__main__":
+    main(Config)
