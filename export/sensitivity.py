@@ -192,7 +192,7 @@ class Study:
         size = sum(array[:1].size for array in inputs.values())
         most = _LARGE_EXAMPLES if size > _LARGE else _EXAMPLES
         self._inputs, _ = verify.examples(inputs, most)
-        self.units = quantizer.units
+        self.units = [unit for unit in quantizer.units if not unit.exact]
         self.names = named(self.units, name)
         # Of detections another order would be noise; of the heads before them it is none.
         ends = [unit.result for unit in self.units if unit.last] or quantizer.ends()

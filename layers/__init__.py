@@ -165,6 +165,7 @@ __all__ = [
     "SpatialPyramidPooling",
     "Top",
     "TripletLoss",
+    "WarpedRegions",
     "ZeroPaddedShortcut",
     "anchor_shapes",
     "balanced_sample",

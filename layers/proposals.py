@@ -149,6 +149,8 @@ class PyramidRoIAlign(keras.layers.Layer):
         `[batch, n, size, size, channels]`.
     """
 
+    keeps_float = True
+
     def __init__(self, size: int = 7, strides: Sequence[int] = (4, 8, 16, 32), samples=2, **kwargs):
         super().__init__(**kwargs)
         self.size, self.strides, self.samples = size, tuple(strides), samples

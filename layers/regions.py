@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tiffin.layers.boxes import take_rows
+from tiffin.layers.boxes import take_rows, to_centers, to_corners
 
 
 class _Regions(keras.layers.Layer):
@@ -18,6 +18,8 @@ class _Regions(keras.layers.Layer):
             a map of stride 16.
         **kwargs: `name`, `dtype`.
     """
+
+    keeps_float = True  # left in float32 by the exporter: a 256th of a picture is no place
 
     def __init__(self, size: int | Sequence[int], scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)
@@ -237,6 +239,43 @@ class RoIAlign(_Regions):
 
 
 @keras.saving.register_keras_serializable("tiffin")
+class WarpedRegions(RoIAlign):
+    """Regions cut out of a picture, with some of what is around them, and warped to squares.
+
+    Girshick et al. 2014 (R-CNN, arXiv 1311.2524), appendix A.
+
+    Args:
+        size: side of the squares in pixels.
+        context: pixels of the square on each side that show what is around the region.
+        **kwargs: `name`, `dtype`.
+
+    Call arguments:
+        image: float `[batch, height, width, channels]`, of which 0 is what lies beyond the border:
+            the mean, when it is normalised.
+        regions: float `[batch, n, 4]`, corners in pixels.
+
+    Returns:
+        `[batch, n, size, size, channels]`.
+    """
+
+    def __init__(self, size: int, context: int = 0, **kwargs):
+        super().__init__(size, aligned=True, **kwargs)
+        if not 0 <= 2 * context < size:
+            raise ValueError(f"context={context} must leave something of size={size}.")
+        self.context = context
+
+    def call(self, image, regions):
+        centers, side = to_centers(regions), self.size[0]
+        larger = centers[..., 2:] * (side / (side - 2 * self.context))
+        return super().call(image, to_corners(ops.concatenate([centers[..., :2], larger], axis=-1)))
+
+    def get_config(self):
+        config = super().get_config()
+        kept = {name: config[name] for name in ("name", "trainable", "dtype")}
+        return kept | {"size": self.size[0], "context": self.context}
+
+
+@keras.saving.register_keras_serializable("tiffin")
 class SpatialPyramidPooling(keras.layers.Layer):
     """Max pooling of each region over grids of several sizes, one after the other.
 
@@ -255,6 +294,8 @@ class SpatialPyramidPooling(keras.layers.Layer):
     Returns:
         `[batch, n, bins * channels]`, level by level; `[batch, bins * channels]` without regions.
     """
+
+    keeps_float = True
 
     def __init__(self, levels: Sequence[int] = (6, 3, 2, 1), scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)

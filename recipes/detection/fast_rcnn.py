@@ -30,8 +30,8 @@ from tiffin.recipes.engine.training import main
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs of the picture and of one region, error in
     # percent, measured on)
-    "fast_rcnn_small": (2015, 96, 0, 0, None, "VOC"),
-    "fast_rcnn_vgg16": (2015, 608, 0, 0, 33.1, "VOC"),
+    "fast_rcnn_small": (2015, 96, 497_705, 46_885_120, None, "VOC"),
+    "fast_rcnn_vgg16": (2015, 608, 134_690_729, 113_183_920_128, 33.1, "VOC"),
 }
 TABLES = {
     # backbone, its options, stride of the map; what pools a region, to how many cells, units behind

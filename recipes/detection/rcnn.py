@@ -23,8 +23,7 @@ import keras
 from keras import layers, ops
 
 from tiffin.export.errors import one_of
-from tiffin.layers import RoIAlign, image_input
-from tiffin.layers.boxes import to_centers, to_corners
+from tiffin.layers import WarpedRegions, image_input
 from tiffin.recipes.engine.backbones import backbone_maps, choose
 from tiffin.recipes.engine.region_svm import RegionSVM
 from tiffin.recipes.engine.training import main
@@ -32,8 +31,8 @@ from tiffin.recipes.engine.training import main
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs of one region, error in percent, measured
     # on)
-    "rcnn_small": (2014, 96, 0, 0, None, "VOC"),
-    "rcnn_vgg16": (2014, 500, 0, 0, 34.0, "VOC"),
+    "rcnn_small": (2014, 96, 419_541, 8_836_352, None, "VOC"),
+    "rcnn_vgg16": (2014, 500, 134_346_581, 15_466_254_336, 34.0, "VOC"),
 }
 TABLES = {
     # network, its options, side of a warped region, pixels of that around the region, stride of the
@@ -83,7 +82,8 @@ def rcnn(
     own, options = choose((own, options), backbone, alpha, backbone_options)
     image, seen = image_input(input_shape, normalization)
     regions = keras.Input((proposals, 4), name="proposals")
-    x = warped(seen, regions, side, context)
+    x = WarpedRegions(side, context, name="warped")(seen, regions)
+    x = ops.reshape(x, (-1, *x.shape[2:]))
     body = backbone_maps(own, x.shape[1:], None, **options)
     x = keras.Model(body["image"], body[f"stride_{stride}"]).call(x)
     x = layers.MaxPooling2D(2, name="last_pool")(x)
@@ -95,26 +95,6 @@ def rcnn(
     outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
     outputs["logits"] = logits
     return keras.Model({"image": image, "proposals": regions}, outputs, name=variant)
-
-
-def warped(image, regions, side: int, context: int):
-    """Cut regions out of a picture and warp them to squares: the paper's appendix A.
-
-    Args:
-        image: float `[batch, height, width, channels]`, normalised, so that 0, what lies beyond
-            the border, is the mean.
-        regions: float `[batch, n, 4]`, corners in pixels.
-        side: of the squares, in pixels.
-        context: pixels of the square on each side that show what is around the region.
-
-    Returns:
-        Float `[batch * n, side, side, channels]`.
-    """
-    centers = to_centers(regions)
-    larger = centers[..., 2:] * (side / (side - 2 * context))
-    larger = to_corners(ops.concatenate([centers[..., :2], larger], axis=-1))
-    x = RoIAlign(side, 1.0, aligned=True, name="warped")(image, larger)
-    return ops.reshape(x, (-1, side, side, image.shape[-1]))
 
 
 @dataclasses.dataclass

@@ -31,8 +31,8 @@ from tiffin.recipes.engine.training import main
 VARIANTS = {
     # name: (year, input size, trainable parameters, MACs of the picture and of one region, error in
     # percent, measured on)
-    "sppnet_small": (2014, 96, 0, 0, None, "VOC"),
-    "sppnet_zfnet": (2014, 688, 0, 0, 40.8, "VOC"),
+    "sppnet_small": (2014, 96, 885_717, 47_273_216, None, "VOC"),
+    "sppnet_zfnet": (2014, 688, 73_026_709, 11_517_454_464, 40.8, "VOC"),
 }
 TABLES = {
     # backbone, its options, stride of the map, units behind the pyramid

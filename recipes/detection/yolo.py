@@ -123,11 +123,9 @@ def yolo(
 
     Args:
         variant: one of `VARIANTS`.
-        input_shape: `(height, width, channels)` in pixels, multiples of the coarsest stride: 64 for
-            version 1, 32 for the others, 8 for the small one.
+        input_shape: `(height, width, channels)` in pixels, multiples of the coarsest stride.
         classes: number of classes.
-        backbone: a network of the classification collection that takes the place of the variant's
-            own; its maps of the same strides are looked at. Not for version 1.
+        backbone: a classification network in place of the variant's own; not for version 1.
         alpha: width multiplier of that backbone.
         backbone_options: further ones of it, such as `stride_in` of ResNet.
         normalization: see `tiffin.layers.image_input`.

@@ -134,8 +134,8 @@ def _choose(split: BoxSplit, classes: int, random: np.random.Generator) -> dict[
         Arrays `[pictures, _SAMPLED, ...]`: `regions`, `used` (the others fill up), `near` (a
         proposal near an object), and `real`, `overlap`, `deltas`, `kinds` of `Examples`.
     """
-    count = split.boxes.shape[1]
-    regions = np.concatenate([split.boxes, split.proposals], axis=1)
+    count, spare = split.boxes.shape[1], np.zeros((len(split), _SAMPLED, 4), np.float32)
+    regions = np.concatenate([split.boxes, split.proposals, spare], axis=1)
     shared = ops.convert_to_numpy(iou(regions, split.boxes))
     owner, best = shared.argmax(-1), shared.max(-1)
     is_object = np.arange(regions.shape[1]) < count

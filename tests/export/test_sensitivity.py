@@ -234,3 +234,17 @@ def test_units_of_a_graph():
         (("scale", "half", "pool"), "h", False),
         (("product",), "p", False),
     ]
+
+
+def test_what_exact_parts_read_is_an_end():
+    """Of a detector the heads before its boxes, not the detections, nor numbers of places."""
+    steps = [
+        Step("body/conv", "Conv", ["image"], ["a"], 27, True),
+        Step("deltas/conv", "Conv", ["a"], ["b"], 27, True),
+        Step("logits/conv", "Conv", ["a"], ["c"], 27, True),
+        Step("boxes/add", "Add", ["b"], ["d"], 4, True),
+        Step("found/where", "Where", ["d", "c"], ["e"], 0, False),
+    ]
+    found = units(steps, lambda name: name.split("/")[0] in ("boxes", "found"))
+    assert [unit.nodes for unit in found if unit.last] == [("deltas/conv",), ("logits/conv",)]
+    assert [unit.nodes for unit in found if unit.exact] == [("boxes/add",)]

@@ -454,6 +454,7 @@ def test_l2_normalization_is_torchs():
     [
         layers.RoIPool((3, 2), 0.5),
         layers.RoIAlign(3, 0.25, samples=1, aligned=True),
+        layers.WarpedRegions(9, 2),
         layers.SpatialPyramidPooling((4, 1), 0.5),
         layers.NonMaxSuppression(7, 0.3, 0.2, 50),
         layers.L2Normalization(10.0),
@@ -464,7 +465,8 @@ def test_l2_normalization_is_torchs():
         layers.Reorg(),
         layers.Proposals([[0, 0, 4, 4.0], [1, 1, 9, 9]], (2,), (64, 96), 5, 20, 0.6, 8),
         layers.PyramidRoIAlign(5, (8, 16), samples=1),
-        layers.DecodeRegions((64, 96), (0.2, 0.3)),
+        layers.DecodeRegions((64, 96), (0.2, 0.3), "sigmoid"),
+        layers.LowRankDense(7, 3, "relu"),
     ],
     ids=lambda layer: type(layer).__name__,
 )

@@ -53,6 +53,25 @@ def test_boxes_stay_at_their_pixels(batch, names):
     assert checked > 12 and seen >= checked
 
 
+@pytest.mark.parametrize("names", [[name] for name in MOVES] + [MOVES], ids=str)
+def test_proposals_move_as_objects_do(batch, names):
+    images, targets = batch
+    around = np.where(targets["classes"][..., None] >= 0, targets["boxes"], 0)
+    targets["proposals"] = np.concatenate([around, np.zeros_like(around[:, :1])], axis=1)
+    key = tf.constant([4, 5])
+    _, moved = augmenter(names)(images, targets, key)
+    del targets["proposals"]
+    _, alone = augmenter(names)(images, targets, key)
+    for name in ("boxes", "classes"):
+        np.testing.assert_allclose(moved[name], alone[name], atol=1e-4)
+    per = moved["boxes"].shape[1] // MOST  # pictures that a mosaic has put into one
+    assert moved["proposals"].shape == (24, per * (MOST + 1), 4)
+    found = np.reshape(moved["proposals"], (24, per, MOST + 1, 4))
+    assert not found[:, :, MOST].any()
+    found = found[:, :, :MOST].reshape(24, -1, 4)
+    np.testing.assert_allclose(found, moved["boxes"], atol=1e-4)
+
+
 def test_objects_whose_centre_leaves_are_dropped_and_others_cut():
     images = tf.zeros([1, 10, 10, 3])
     boxes = tf.constant([[[0.0, 0, 4, 4], [2, 2, 9, 9], [4, 4, 6, 6]]])
