@@ -93,6 +93,7 @@ from tiffin.layers.regions import (
     RoIAlign,
     RoIPool,
     SpatialPyramidPooling,
+    WarpedRegions,
 )
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
