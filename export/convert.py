@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tiffin.export.errors import ExportError, InputError
+from tiffin.export.proposals import PROPOSALS
 from tiffin.export.verify import DETECTIONS
 
 _KERNEL_OPS = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
@@ -29,7 +30,8 @@ class Port:
         shape: without the batch axis.
         dtype: a numpy name.
         image: whether it takes raw pixels, 0-255, NHWC.
-        units: of a detector's boxes, "pixels" of the input or "relative" to its sides.
+        units: of a detector's boxes and proposals, "pixels" of the input or "relative" to its
+            sides.
     """
 
     name: str
@@ -76,7 +78,10 @@ class Interface:
         self.model = float32_clone(model)
         names = _distinct(t.name for t in model.inputs)
         self.inputs = tuple(
-            _port(n, t, input_dtype) for n, t in zip(names, model.inputs, strict=True)
+            dataclasses.replace(
+                _port(n, t, input_dtype), units="pixels" if n == PROPOSALS else None
+            )
+            for n, t in zip(names, model.inputs, strict=True)
         )
         struct = model.output
         names = sorted(struct) if isinstance(struct, dict) else _distinct(model.output_names)

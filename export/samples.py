@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tiffin.export.metadata import LABELS_FILE
+from tiffin.export.proposals import PROPOSALS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 NAMES = tuple(sorted(path.stem for path in _TEMPLATES.glob("*.in")))
@@ -65,7 +66,9 @@ def _is_image(tensor: Mapping) -> bool:
 
 
 def contents(tensor: Mapping) -> str:
-    """Return what an image input holds, in words; nothing for any other tensor of the manifest."""
+    """Return what an input of images or proposals holds, in words; nothing for another tensor."""
+    if tensor["name"] == PROPOSALS:
+        return "regions [y1, x1, y2, x2] in pixels of the image, zeros behind the last one"
     if not tensor.get("layout"):
         return ""
     low, high = tensor["range"]

@@ -250,8 +250,8 @@ class WarpedRegions(RoIAlign):
         **kwargs: `name`, `dtype`.
 
     Call arguments:
-        image: float `[batch, height, width, channels]`, of which 0 is what lies beyond the border:
-            the mean, when it is normalised.
+        features: float `[batch, height, width, channels]`, of which 0 is what lies beyond the
+            border: the mean, of a normalised picture.
         regions: float `[batch, n, 4]`, corners in pixels.
 
     Returns:
@@ -264,10 +264,11 @@ class WarpedRegions(RoIAlign):
             raise ValueError(f"context={context} must leave something of size={size}.")
         self.context = context
 
-    def call(self, image, regions):
+    def call(self, features, regions):
         centers, side = to_centers(regions), self.size[0]
         larger = centers[..., 2:] * (side / (side - 2 * self.context))
-        return super().call(image, to_corners(ops.concatenate([centers[..., :2], larger], axis=-1)))
+        larger = to_corners(ops.concatenate([centers[..., :2], larger], axis=-1))
+        return super().call(features, larger)
 
     def get_config(self):
         config = super().get_config()

@@ -24,7 +24,7 @@ from keras import layers, ops
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import RoIAlign, RoIPool, truncate_svd
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.region_detection import GivenRegions
+from tiffin.recipes.engine.region_detection import GivenRegions, hidden
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -88,9 +88,7 @@ def fast_rcnn(
     kind = RoIPool if (pooling or by) == "pool" else RoIAlign
     x = kind(cells, 1 / stride, name="pooled")(seen, regions)
     x = ops.reshape(x, (-1, cells * cells * seen.shape[-1]))
-    for i, n in enumerate(units, start=6):
-        x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
-        x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+    x = hidden(x, units)
     small = keras.initializers.RandomNormal(0, 0.01), keras.initializers.RandomNormal(0, 0.001)
     kinds = 1 + classes
     logits = layers.Dense(kinds, kernel_initializer=small[0], dtype="float32", name="logits")(x)
@@ -112,6 +110,8 @@ class Config(GivenRegions):
     model: str = "fast_rcnn_small"
     pooling: Literal["pool", "align"] | None = None
     """Of regions: RoIPool, the paper's, or RoIAlign; default: the variant's own."""
+    low: float = 0.0
+    """Least IoU with an object of the regions that are learned as background; 0.1 in the paper."""
     svd: tuple[int, ...] = ()
     """Singular values to keep of each fully connected layer in exported files, such as 1024 256 for
     fc6 and fc7; default: all."""
@@ -121,6 +121,8 @@ class Config(GivenRegions):
 
     def check(self) -> None:
         super().check()
+        if not 0 <= self.low < 0.5:
+            raise InputError(f"--low {self.low}: it is an IoU, from 0 to below 0.5.")
         units = TABLES[self.model][-1]
         if len(self.svd) not in (0, len(units)) or any(
             not 1 <= rank <= n for rank, n in zip(self.svd, units, strict=False)

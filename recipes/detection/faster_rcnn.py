@@ -37,7 +37,7 @@ from tiffin.layers import (
 )
 from tiffin.recipes.classification import resnet
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.region_detection import RegionDetection
+from tiffin.recipes.engine.region_detection import RegionDetection, hidden
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -115,8 +115,8 @@ def faster_rcnn(
     Returns:
         A model from `image` to `objectness`, float `[batch, anchors]`; `shifts`, float `[batch,
         anchors, 4]`; `proposals`, float `[batch, proposals, 4]`, corners in pixels; and, for each
-        of these, one after the other, `logits`, float `[batch * proposals, 1 + classes]`, the
-        background first, and `deltas`, float `[batch * proposals, (1 + classes) * 4]`.
+        of these, `logits`, float `[batch, proposals, 1 + classes]`, the background first, and
+        `deltas`, float `[batch, proposals, (1 + classes) * 4]`.
 
     Raises:
         InputError: an unknown variant or backbone, or one without such maps.
@@ -179,18 +179,15 @@ def _judge(maps, regions, by, cells, units, kinds: int, strides, stage: str, blo
     else:
         kind = RoIPool if by == "pool" else RoIAlign
         x = kind(cells, 1 / strides[0], name="pooled")(maps[0], regions)
-    # Region by region, however many of each picture there are.
-    x = ops.reshape(x, (-1, *x.shape[2:]))
+    count = regions.shape[1]
     if units == "conv5":  # the last stage of ResNet looks at each region for itself
+        x = ops.reshape(x, (-1, *x.shape[2:]))
         for i in (1, 2, 3):
             step = 2 if i == 1 else 1
             x = bottleneck_block(x, 512, step, name=f"{stage}_block{i}", **block)
-        x = layers.GlobalAveragePooling2D(name="average")(x)
+        x = ops.reshape(layers.GlobalAveragePooling2D(name="average")(x), (-1, count, 2048))
     else:
-        x = layers.Flatten(name="flat")(x)
-        for i, n in enumerate(units, start=6):
-            x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
-            x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+        x = hidden(layers.Reshape((count, -1), name="flat")(x), units)
     small = keras.initializers.RandomNormal(0, 0.01), keras.initializers.RandomNormal(0, 0.001)
     logits = layers.Dense(kinds, kernel_initializer=small[0], dtype="float32", name="logits")(x)
     deltas = layers.Dense(4 * kinds, kernel_initializer=small[1], dtype="float32", name="deltas")(x)

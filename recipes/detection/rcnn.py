@@ -25,6 +25,7 @@ from keras import layers, ops
 from tiffin.export.errors import one_of
 from tiffin.layers import WarpedRegions, image_input
 from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.region_detection import hidden
 from tiffin.recipes.engine.region_svm import RegionSVM
 from tiffin.recipes.engine.training import main
 
@@ -88,9 +89,7 @@ def rcnn(
     x = keras.Model(body["image"], body[f"stride_{stride}"]).call(x)
     x = layers.MaxPooling2D(2, name="last_pool")(x)
     x = pooled = layers.Flatten(name="pooled")(x)
-    for i, n in enumerate(units, start=6):
-        x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
-        x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+    x = hidden(x, units)
     logits = layers.Dense(1 + classes, dtype="float32", name="logits")(x)
     outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
     outputs["logits"] = logits

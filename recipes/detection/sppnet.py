@@ -25,6 +25,7 @@ from keras import layers, ops
 from tiffin.export.errors import one_of
 from tiffin.layers import SpatialPyramidPooling
 from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.region_detection import hidden
 from tiffin.recipes.engine.region_svm import RegionSVM
 from tiffin.recipes.engine.training import main
 
@@ -86,9 +87,7 @@ def sppnet(
     regions = keras.Input((proposals, 4), name="proposals")
     x = SpatialPyramidPooling(LEVELS, 1 / stride, name="pyramid")(seen, regions)
     x = pooled = ops.reshape(x, (-1, x.shape[-1]))
-    for i, n in enumerate(units, start=6):
-        x = layers.Dense(n, activation="relu", name=f"fc{i}")(x)
-        x = layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+    x = hidden(x, units)
     logits = layers.Dense(1 + classes, dtype="float32", name="logits")(x)
     outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
     outputs["logits"] = logits

@@ -1,8 +1,7 @@
 """Detectors that judge regions: what all from R-CNN to Faster R-CNN share."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 import keras
 from keras import ops
@@ -15,6 +14,17 @@ from tiffin.recipes.engine.detection import Detection
 from tiffin.recipes.engine.region_proposals import propose
 
 
+def hidden(x: keras.KerasTensor, units: Sequence[int]) -> keras.KerasTensor:
+    """Return what fully connected layers of so many units, `fc6` and on, say of flat regions.
+
+    Dropout follows those as wide as the papers'.
+    """
+    for i, n in enumerate(units, start=6):
+        x = keras.layers.Dense(n, activation="relu", name=f"fc{i}")(x)
+        x = keras.layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
+    return x
+
+
 class RegionDetection(Detection):
     """A detector whose last stage judges regions of the picture.
 
@@ -22,7 +32,7 @@ class RegionDetection(Detection):
     `[batch, n, 4]`; and for each of these, region by region, `logits` and maybe `deltas`.
     """
 
-    low: ClassVar[float] = 0.0  # least IoU with an object of the regions that are background
+    low = 0.0  # least IoU with an object of the regions that are background
 
     @property
     def learned(self) -> int:

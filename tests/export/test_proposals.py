@@ -64,6 +64,10 @@ def test_all_files_find_the_objects_among_the_proposals(exported):
         ("image", "uint8"),
         ("proposals", "float32"),
     ]
+    assert manifest["inputs"][1]["units"] == "pixels"
+    sample = (exported / "out" / "python_litert.py").read_text()
+    assert '"proposals": np.zeros([1, 40, 4], np.float32)' in sample
+    assert "regions [y1, x1, y2, x2] in pixels of the image" in sample
     files = [exported / "out" / file["file"] for file in manifest["files"]]
     assert len(files) == 6 and not manifest["failed"]
     for file in [exported / "bright.keras", *files]:

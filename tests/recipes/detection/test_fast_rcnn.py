@@ -137,6 +137,7 @@ def test_exported_files_are_thinner():
     "options, message",
     [
         ({"svd": (10, 10)}, "takes one number for each of its layers of 256 units"),
+        ({"low": 0.6}, "--low 0.6: it is an IoU, from 0 to below 0.5"),
         ({"svd": (300,)}, "from 1 to that"),
         ({"regions": 300}, "--regions 300 are drawn from --proposals 200"),
         ({"proposals": 0}, "--proposals 0: it must be at least 1"),
