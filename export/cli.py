@@ -3,13 +3,15 @@
 This module is loaded before the command is known: numpy and the runtimes are imported inside.
 """
 
+import collections
 import dataclasses
 import importlib
 import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tiffin.export.runtime import Runner, Tensor
+    from tiffin.export.videos import Video
 
 # (mean, std) of raw pixels 0-255: what was subtracted and divided by when the model was trained.
 NORMALIZATIONS = {
@@ -114,32 +117,33 @@ class Export:
 class Predict:
     """Classify images, or detect objects in them, with a .keras, .onnx or .tflite file.
 
-    A detector's boxes are drawn on the images, which are written to --output.
+    A detector also takes videos. Its boxes are drawn on the images and the frames, which are
+    written to --output.
 
     examples:
       tiffin predict phone/resnet20_int8.tflite cat.jpg dog.jpg
       tiffin predict runs/ssd/2026-01-31_12-00-00 photos/ --score 0.5
+      tiffin predict phone/ssd_small_int8.tflite street.mp4 --output drawn/
     """
 
     file: Path
     """A .keras, .onnx or .tflite file, or the folder of a run."""
     images: tuple[Path, ...]
-    """Image files, or folders of them."""
+    """Images, for a detector also videos (.mp4, .avi, .mov, .mkv, .webm), or folders of them."""
     score: float = 0.3
     """Of a detector: least score of what is shown."""
     output: Path = Path("detections")
-    """Of a detector: folder for the images with boxes drawn on them."""
+    """Of a detector: folder for the images and videos with boxes drawn on them."""
     imports: tuple[str, ...] = ()
     """Python modules that define the model's own layers (.keras only)."""
 
     def run(self) -> None:
         """Print the five most probable classes, or the objects, of each image."""
-        from tiffin.export import detections, runtime
-        from tiffin.export.images import load_image
+        from tiffin.export import detections, images, runtime, videos
 
         if not 0 <= self.score <= 1:
             raise InputError(f"--score {self.score}: it is a share, from 0 to 1.")
-        paths = list(_image_files(self.images))
+        paths = list(_image_files(self.images, images.SUFFIXES | videos.SUFFIXES))
         file = _model_file(self.file)
         if file.suffix == ".keras":
             _import_layers(self.imports)
@@ -150,14 +154,19 @@ class Predict:
         failed = []
         for path in paths:
             try:
-                image = load_image(path) if detector else _read_image(path, tensor)
+                if path.suffix.lower() in videos.SUFFIXES:
+                    image = _open_video(path, runner, detector)
+                else:
+                    image = images.load_image(path) if detector else _read_image(path, tensor)
             except InputError as error:
                 failed.append(error)
                 if len(paths) > 1:
                     print(f"Skipped: {error}", file=sys.stderr)
                 continue
             print(path)
-            if detector:
+            if isinstance(image, videos.Video):
+                self._detect_in_frames(runner, image, labels, drawn[path])
+            elif detector:
                 self._detect(runner, image, labels, drawn[path])
             else:
                 self._classify(runner, image, labels)
@@ -190,18 +199,39 @@ class Predict:
         detections.draw(image, found, labels, drawn)
         print(f"  {len(found)} found, drawn in {drawn}")
 
+    def _detect_in_frames(self, runner: "Runner", video: "Video", labels, drawn: Path) -> None:
+        from tqdm import tqdm
+
+        from tiffin.export import detections
+        from tiffin.export.videos import writing_video
+
+        kinds, frames, start = collections.Counter(), 0, time.perf_counter()
+        bar = tqdm(video, total=video.count or None, unit=" frames", leave=False, disable=None)
+        with bar, writing_video(drawn, video.size, video.rate) as write:
+            for frame in bar:
+                found = detections.find(runner, frame, self.score)
+                kinds.update(detections.name(one, labels) for one in found)
+                write(detections.drawn(frame, found, labels))
+                frames += 1
+        rate = frames / (time.perf_counter() - start)
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing"
+        print(f"  {frames} frames, {rate:.1f} a second, drawn in {drawn}; found in all: {said}")
+
     def _drawn(self, paths: Sequence[Path]) -> dict[Path, Path]:
         """Return where each picture goes: below --output as they lie below what they share.
 
         Raises:
             InputError: one of them would be overwritten.
         """
+        from tiffin.export.videos import SUFFIXES
+
         top = os.path.commonpath([path.resolve().parent for path in paths])
         result = {}
         for path in paths:
             place = self.output / path.resolve().relative_to(top)
             # Beside cat.jpg there may be a cat.png.
-            ended = place if place.suffix == ".png" else place.with_name(f"{place.name}.png")
+            ending = ".mp4" if place.suffix.lower() in SUFFIXES else ".png"
+            ended = place if place.suffix == ending else place.with_name(f"{place.name}{ending}")
             if ended.resolve() == path.resolve():
                 raise InputError(f"{path} would be overwritten: name another folder with --output.")
             result[path] = ended
@@ -555,16 +585,18 @@ def _model_file(path: Path) -> Path:
     return path / "model.keras"
 
 
-def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
+def _image_files(paths: Sequence[Path], suffixes: Set[str] = frozenset()) -> Iterator[Path]:
+    """Return files as they are named, and of folders those that end so; by default images."""
     from tiffin.export.images import SUFFIXES
 
+    suffixes = suffixes or SUFFIXES
     if not paths:
         raise InputError("Name the images, or a folder that holds them.")
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        images = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
         if not images:
             raise InputError(
                 f"There is no image in the folder {path}: put .jpg or .png files there."
@@ -588,6 +620,14 @@ def _image_input(runner: "Runner") -> "Tensor":
             f"{runner} does not take one image [batch, height, width, 1 or 3]; it takes {shapes}."
         )
     return tensor
+
+
+def _open_video(path: Path, runner: "Runner", detector: bool) -> "Video":
+    from tiffin.export.videos import Video
+
+    if not detector:
+        raise InputError(f"{path} is a video, and {runner} is no detector: name images.")
+    return Video(path)
 
 
 def _read_image(path: Path, tensor: "Tensor") -> "np.ndarray":

@@ -69,16 +69,18 @@ def find(runner: Runner, image: np.ndarray, least_score: float) -> list[Detectio
     ]
 
 
-def draw(
-    image: np.ndarray, found: Sequence[Detection], labels: Sequence[str] | None, path: Path
-) -> None:
-    """Write a picture with boxes, names and scores on it, each class in a colour of its own.
+def drawn(
+    image: np.ndarray, found: Sequence[Detection], labels: Sequence[str] | None
+) -> np.ndarray:
+    """Return a picture with boxes, names and scores on it, each class in a colour of its own.
 
     Args:
         image: uint8 `[height, width, 3]`.
         found: from `find`.
         labels: names of the classes.
-        path: an image file to write.
+
+    Returns:
+        uint8 `[height, width, 3]`.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -96,9 +98,18 @@ def draw(
         left, top, right, bottom = canvas.textbbox((x1, max(0, y1)), text, font)
         canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=color)
         canvas.text((x1, max(0, y1)), text, fill="black", font=font)
+    return np.asarray(picture)
+
+
+def draw(
+    image: np.ndarray, found: Sequence[Detection], labels: Sequence[str] | None, path: Path
+) -> None:
+    """Write what `drawn` returns to an image file."""
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        picture.save(temporary, "png")
+        Image.fromarray(drawn(image, found, labels)).save(temporary, "png")
 
 
 def name(one: Detection, labels: Sequence[str] | None) -> str:
