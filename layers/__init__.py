@@ -119,6 +119,7 @@ from tiffin.layers.ssd_losses import ssd_losses
 from tiffin.layers.suppression import (
     NonMaxSuppression,
     RelativeDetections,
+    RuntimeSuppression,
     soft_nms,
     suppress,
 )
@@ -161,6 +162,7 @@ __all__ = [
     "Reorg",
     "RoIAlign",
     "RoIPool",
+    "RuntimeSuppression",
     "ScaledResidual",
     "ShuffledConcatenate",
     "SpatialPyramidPooling",

@@ -120,13 +120,17 @@ class NonMaxSuppression(keras.layers.Layer):
         # Of top_k's equals the first comes first, so that the order by score stays.
         values, order = ops.top_k(ops.where(kept, best, -1.0), size)
         order = ops.cast(order, "int32")
+        return self._found(values, take_rows(chosen, order), take_rows(kinds, order))
+
+    def _found(self, values, boxes, kinds):
+        """Return the detections, the surest first; what has no score is none."""
         real = values > 0
         found = {
-            "boxes": ops.where(real[..., None], take_rows(chosen, order), 0.0),
+            "boxes": ops.where(real[..., None], boxes, 0.0),
             "scores": ops.where(real, values, 0.0),
-            "classes": ops.where(real, take_rows(kinds, order), 0),
+            "classes": ops.where(real, kinds, 0),
         }
-        if missing := self.size - size:
+        if missing := self.size - values.shape[1]:
             found = {
                 key: ops.pad(value, [(0, 0), (0, missing)] + [(0, 0)] * (len(value.shape) - 2))
                 for key, value in found.items()
@@ -141,6 +145,71 @@ class NonMaxSuppression(keras.layers.Layer):
             "candidates": self.candidates,
             "rounds": self.rounds,
         }
+
+
+@keras.saving.register_keras_serializable("tiffin")
+class RuntimeSuppression(NonMaxSuppression):
+    """`NonMaxSuppression` that exported files leave to the runtime's own operator.
+
+    All pairs of box and class compete, as they do in the operators: where overlapping boxes take
+    most of the other layer's `candidates`, this one has more detections of low scores.
+
+    Args:
+        size, iou_threshold, score_threshold: see `NonMaxSuppression`.
+        **kwargs: `name`.
+
+    Call arguments:
+        boxes, scores: see `NonMaxSuppression`.
+
+    Returns:
+        As `NonMaxSuppression`.
+
+    Raises:
+        ValueError: a size or a threshold out of range.
+    """
+
+    left_to_runtime = True  # what the exporter knows such layers by
+
+    def __init__(
+        self,
+        size: int = 100,
+        iou_threshold: float = 0.45,
+        score_threshold: float = 0.01,
+        **kwargs,
+    ):
+        super().__init__(size, iou_threshold, score_threshold, size, **kwargs)
+
+    def call(self, boxes, scores):
+        boxes, scores = ops.cast(boxes, "float32"), ops.cast(scores, "float32")
+        n, classes = scores.shape[1:]
+        own = len(boxes.shape) == 4
+        boxes = ops.reshape(boxes, (-1, n * classes, 4)) if own else boxes
+        kinds = ops.arange(classes, dtype="int32")
+        pairs = ops.arange(n * classes, dtype="int32")
+        turns = ops.arange(self.size, dtype="int32")
+
+        # One after the other: all overlaps of all boxes would not fit into memory.
+        def choose(turn, state):
+            left, values, places = state
+            best = ops.max(left, axis=1, keepdims=True)
+            place = ops.cast(ops.argmax(left, axis=1, keepdims=True), "int32")
+            near = iou(boxes, take_rows(boxes, place if own else place // classes))
+            near = ops.reshape(near > self.iou_threshold, (-1, n, classes if own else 1))
+            near = ops.reshape(near & (kinds == place % classes)[:, None], (-1, n * classes))
+            left = ops.where(near | (pairs == place), 0.0, left)
+            now = turns == turn
+            return left, ops.where(now, best, values), ops.where(now, place, places)
+
+        left = ops.reshape(ops.where(scores > self.score_threshold, scores, 0.0), (-1, n * classes))
+        values = ops.zeros_like(left[:, :1]) + ops.zeros(self.size)
+        state = left, values, ops.cast(values, "int32")
+        _, values, places = ops.fori_loop(0, self.size, choose, state)
+        chosen = take_rows(boxes, places if own else places // classes)
+        return self._found(values, chosen, places % classes)
+
+    def get_config(self):
+        config = super().get_config()
+        return {key: config[key] for key in config if key not in ("candidates", "rounds")}
 
 
 @keras.saving.register_keras_serializable("tiffin")

@@ -285,11 +285,14 @@ def test_suppression_of_a_long_chain():
     assert kept.tolist() == [1, 0] * 20
 
 
-@pytest.mark.parametrize("size, candidates", [(20, 400), (100, 100), (500, 600)])
+@pytest.mark.parametrize("size, candidates", [(20, 400), (100, 100), (500, 600), (20, None)])
 def test_detections_are_class_by_class(size, candidates):
     boxes, scores = random_boxes(2, 50, size=60, degenerate=False), RANDOM.random((2, 50, 3))
     scores = scores.astype("float32")
-    layer = layers.NonMaxSuppression(size, 0.4, 0.5, candidates)
+    if candidates:
+        layer = layers.NonMaxSuppression(size, 0.4, 0.5, candidates)
+    else:
+        layer = layers.RuntimeSuppression(size, 0.4, 0.5)
     found = {key: ops.convert_to_numpy(value) for key, value in layer(boxes, scores).items()}
     assert found["boxes"].shape == (2, size, 4) and found["classes"].dtype == "int32"
     for i in range(2):
@@ -307,8 +310,25 @@ def test_detections_are_class_by_class(size, candidates):
         assert not found["boxes"][i, n:].any() and not found["scores"][i, n:].any()
 
 
-def test_no_detection_is_no_error():
-    layer = layers.NonMaxSuppression(5)
+def test_only_suppression_by_the_runtime_lets_all_compete():
+    # Ten boxes on one place, the surest, and one elsewhere.
+    boxes = np.tile(np.array([0, 0, 9, 9], "float32"), (1, 11, 1))
+    boxes[0, 10] += 20
+    scores = np.linspace(0.9, 0.1, 11, dtype="float32")[None, :, None]
+    few, every = layers.NonMaxSuppression(5, candidates=8), layers.RuntimeSuppression(5)
+    assert values(few(boxes, scores)["count"]).tolist() == [1]
+    found = every(boxes, scores)
+    assert values(found["count"]).tolist() == [2]
+    np.testing.assert_allclose(values(found["scores"])[0], [0.9, 0.1, 0, 0, 0], rtol=1e-6)
+    # Where each class has its own boxes, they are looked at class by class, too.
+    own = every(np.stack([boxes, boxes + 50], 2), np.concatenate([scores, scores / 2], 2))
+    assert values(own["classes"])[0].tolist() == [0, 1, 0, 1, 0]
+    assert values(own["boxes"])[0, :, 0].tolist() == [0, 50, 20, 70, 0]
+
+
+@pytest.mark.parametrize("kind", [layers.NonMaxSuppression, layers.RuntimeSuppression])
+def test_no_detection_is_no_error(kind):
+    layer = kind(5)
     found = layer(np.zeros((1, 8, 4), "float32"), np.zeros((1, 8, 2), "float32"))
     assert values(found["count"]).tolist() == [0]
     with pytest.raises(ValueError, match="size=500"):
@@ -457,6 +477,7 @@ def test_l2_normalization_is_torchs():
         layers.WarpedRegions(9, 2),
         layers.SpatialPyramidPooling((4, 1), 0.5),
         layers.NonMaxSuppression(7, 0.3, 0.2, 50),
+        layers.RuntimeSuppression(7, 0.3, 0.2),
         layers.L2Normalization(10.0),
         layers.RelativeDetections((64, 96)),
         layers.DecodeCells([(2, 3), (4, 6)], [[(9, 8)], [(3, 4), (5, 2)]], (64, 96)),
