@@ -5,6 +5,7 @@ serialise the weights; each format puts them back where it needs them.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +18,8 @@ from tiffin.export.proposals import PROPOSALS
 from tiffin.export.verify import DETECTIONS
 
 _KERNEL_OPS = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
+# What is converted of a model whose suppression is left to the runtime ends in these.
+ALL_BOXES, ALL_SCORES = "all_boxes", "all_scores"
 # Below this many elements a weight costs the passes nothing and may help them as a constant.
 _SMALL = 8192
 
@@ -61,8 +64,15 @@ class Interface:
             itself lacks; None if it takes raw pixels.
         logits: leave a single output `logits` as it is instead of applying a softmax.
 
+    Attributes:
+        suppression: the layer in whose place a file has the runtime's own operator, or None: its
+            attribute `left_to_runtime` is True, `size`, `iou_threshold` and `score_threshold` are
+            the operator's, and its inputs are boxes, corners, `[batch, n, 4]` or `[batch, n,
+            classes, 4]`, and scores `[batch, n, classes]`.
+
     Raises:
-        InputError: a subclassed model, or one with an open axis besides the batch.
+        InputError: a subclassed model, one with an open axis besides the batch, or one that has
+            more outputs than those of the suppression that it leaves to the runtime.
     """
 
     def __init__(self, model, input_dtype="uint8", normalization=None, logits=False):
@@ -105,6 +115,13 @@ class Interface:
         self.exact = frozenset(
             layer.name for layer in layers if getattr(layer, "keeps_float", False)
         )
+        left = [layer for layer in layers if getattr(layer, "left_to_runtime", False)]
+        self.suppression = left[0] if left else None
+        if left and (set(by_name) != DETECTIONS or left[0] not in self.model.layers):
+            raise InputError(
+                f"'{left[0].name}' is left to the runtime, so that a model has to end with it: "
+                f"its outputs must be {', '.join(sorted(DETECTIONS))} and nothing else."
+            )
         self.normalization = normalization
         if normalization is not None:
             mean, std = (np.asarray(value, np.float32) for value in normalization)
@@ -124,6 +141,28 @@ class Interface:
         result = self.model(keras.tree.pack_sequence_as(self.model.input, feed), training=False)
         result = keras.tree.flatten(result)
         return [keras.ops.softmax(result[0])] if self.softmax else result
+
+    def up_to(self, outputs: Mapping) -> "Interface":
+        """Return the interface with the same inputs that ends in inner tensors of the model."""
+        model = keras.Model(self.model.input, outputs, name=self.model.name)
+        dtype = next((p.dtype for p in self.inputs if p.image), "uint8")
+        return Interface(model, dtype, self.normalization)
+
+    @functools.cached_property
+    def body(self) -> "Interface":
+        """What is converted: all but a suppression that is left to the runtime."""
+        if self.suppression is None:
+            return self
+        boxes, scores = self.suppression.input
+        n, classes = scores.shape[1:]
+        if len(boxes.shape) == 4:
+            # The operators know boxes that all classes share: each gets a score in one class only.
+            boxes = keras.ops.reshape(boxes, (-1, n * classes, 4))
+            own = scores[..., None] * np.eye(classes, dtype="float32")
+            scores = keras.ops.reshape(own, (-1, n * classes, classes))
+        if {port.units for port in self.outputs} & {"relative"}:
+            boxes = boxes / np.tile(self.inputs[0].shape[:2], 2).astype("float32")
+        return self.up_to({ALL_BOXES: boxes, ALL_SCORES: scores})
 
     def is_exact(self, operation: str) -> bool | None:
         """Say whether an operation stays in float32 in every file; None where no layer made it."""

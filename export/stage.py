@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tiffin.export import documents, files, metadata, runtime, sensitivity, verify
+from tiffin.export import documents, files, metadata, runtime, sensitivity, suppression, verify
 from tiffin.export.convert import Interface, layer_in, trace
 from tiffin.export.errors import ExportError, InputError, nearest
 
@@ -324,7 +324,8 @@ class _Source:
     """
 
     def __init__(self, kind: str, interface: Interface, calibration):
-        self.kind, self.interface, self.calibration = kind, interface, calibration
+        self.kind, self.whole, self.calibration = kind, interface, calibration
+        self.interface = interface.body
         self.home = sensitivity.home(kind)
 
     @functools.cached_property
@@ -347,10 +348,15 @@ class _Source:
     def quantizer(self):
         return self.home.Quantizer(self.model, self.calibration, self.interface.is_exact)
 
-    def make(self, precision: str):
+    def make(self, precision: str, keep: Sequence[sensitivity.Unit] = ()):
+        """Return a file; of one in int8, `keep` stays in float32."""
         if precision == "int8":
-            return self.quantizer()
-        return self.home.reduce(self.model, precision, self.interface, self.calibration)
+            content = self.quantizer(keep=keep)
+        else:
+            content = self.home.reduce(self.model, precision, self.interface, self.calibration)
+        if self.whole.suppression is None:
+            return content
+        return suppression.add(self.kind, content, self.whole)
 
     def study(self, inputs) -> sensitivity.Study:
         return sensitivity.Study(self.kind, self.quantizer, inputs, self._layer)
@@ -391,7 +397,7 @@ def _check_file(
                 say(f"{path.name}: {reason}. Looking for the layers that cost most.")
             study = source.study(judge.inputs)
             for kept in study.choices() if reason else ():
-                content = source.quantizer(keep=kept)
+                content = source.make(precision, kept)
                 written = _write(content, path, source.kind, manifest)
                 entry, still = judge(path, precision)
                 if not still:
@@ -464,7 +470,7 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
 
     The model is converted once more, with the result of each layer as a further output.
     """
-    model = judge.interface.model
+    model = judge.interface.body.model
     order = [
         node
         for depth in sorted(model._nodes_by_depth, reverse=True)
@@ -477,11 +483,7 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
             results[f"{len(results):04d}"] = node.operation.name, tensor
     if not results or None in [n for _, t in results.values() for n in t.shape[1:]]:
         return "No layer can be singled out."
-    probe = Interface(
-        keras.Model(model.inputs, {key: tensor for key, (_, tensor) in results.items()}),
-        next((p.dtype for p in judge.interface.inputs if p.image), "uint8"),
-        judge.interface.normalization,
-    )
+    probe = judge.interface.body.up_to({key: tensor for key, (_, tensor) in results.items()})
     inputs, _ = verify.examples(judge.inputs, 4)
     reference = probe.keras()(inputs)
     with tempfile.TemporaryDirectory() as folder:

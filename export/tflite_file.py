@@ -255,6 +255,15 @@ def _name(tensor) -> str:
     return tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name
 
 
+def _entry(name: str, tensor: int):
+    """Return a signature's entry."""
+    from ai_edge_litert.schema_py_generated import TensorMapT
+
+    entry = TensorMapT()
+    entry.name, entry.tensorIndex = name, int(tensor)
+    return entry
+
+
 def exposed(model: bytes, tensors: Sequence[str]) -> bytes:
     """Return a copy that returns inner tensors as further outputs, named `inner/0` and so on."""
     from ai_edge_litert import schema_py_generated as schema
@@ -266,9 +275,7 @@ def exposed(model: bytes, tensors: Sequence[str]) -> bytes:
     places = {_name(tensor): index for index, tensor in enumerate(graph.tensors)}
     outputs = [*map(int, graph.outputs)]
     for i, tensor in enumerate(tensors):
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = f"inner/{i}", places[tensor]
-        signature.outputs.append(entry)
+        signature.outputs.append(_entry(f"inner/{i}", places[tensor]))
         if places[tensor] not in outputs:
             outputs.append(places[tensor])
     graph.outputs = outputs
@@ -344,8 +351,7 @@ def _finished(model: bytes, places: Mapping[str, int] | None = None) -> bytes:
 
     content = schema.ModelT.InitFromPackedBuf(model)
     for entry in content.signatureDefs[0].outputs if places else ():
-        name = entry.name.decode() if isinstance(entry.name, bytes) else entry.name
-        entry.tensorIndex = int(content.subgraphs[0].outputs[places[name]])
+        entry.tensorIndex = int(content.subgraphs[0].outputs[places[_name(entry)]])
     weights = np.frombuffer(model, np.uint8)
     for buffer in content.buffers:
         if buffer.offset > 1:
@@ -425,6 +431,81 @@ def _quietly():
         yield
 
 
+class Editor:
+    """A `.tflite` file to put further operations behind.
+
+    Args:
+        model: the file.
+
+    Attributes:
+        outputs: tensor by the name of an output in the signature.
+    """
+
+    def __init__(self, model: bytes):
+        from ai_edge_litert import schema_py_generated as schema
+
+        self._schema, self._size = schema, len(model)
+        self._content = schema.ModelT.InitFromPackedBuf(model)
+        self._graph, self._signature = self._content.subgraphs[0], self._content.signatureDefs[0]
+        self.outputs = {_name(entry): entry.tensorIndex for entry in self._signature.outputs}
+
+    def shape(self, tensor: int) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return tuple(map(int, self._graph.tensors[tensor].shape))
+
+    def constant(self, value: np.ndarray) -> int:
+        """Add a constant; returns its tensor."""
+        buffer = self._schema.BufferT()
+        buffer.data = np.frombuffer(value.tobytes(), np.uint8)
+        self._content.buffers.append(buffer)
+        place = len(self._content.buffers) - 1
+        return self._tensor(f"constant_{place}", value.shape, value.dtype.name, place)
+
+    def operator(
+        self,
+        name: str,
+        inputs: Sequence[int],
+        results: Mapping[str, tuple[tuple[int, ...], str]],
+        options: bytes | None = None,
+    ) -> list[int]:
+        """Add an operation behind the others; returns the tensors of its results.
+
+        Args:
+            name: of a built-in operation, whose own options are left at their defaults, or of a
+                custom one.
+            inputs: tensors.
+            results: shape and dtype by name.
+            options: of a custom operation.
+        """
+        code, operator = self._schema.OperatorCodeT(), self._schema.OperatorT()
+        if options is not None:
+            code.customCode, operator.customOptions = name, np.frombuffer(options, np.uint8)
+        kind = getattr(self._schema.BuiltinOperator, name if options is None else "CUSTOM")
+        code.builtinCode = code.deprecatedBuiltinCode = kind
+        self._content.operatorCodes.append(code)
+        operator.opcodeIndex = len(self._content.operatorCodes) - 1
+        operator.inputs = [*inputs]
+        operator.outputs = [self._tensor(n, *result) for n, result in results.items()]
+        self._graph.operators.append(operator)
+        return operator.outputs
+
+    def _tensor(self, name: str, shape: Sequence[int], dtype: str, buffer: int = 0) -> int:
+        tensor = self._schema.TensorT()
+        tensor.name, tensor.shape, tensor.buffer = name, [*shape], buffer
+        tensor.type = getattr(self._schema.TensorType, dtype.upper())
+        self._graph.tensors.append(tensor)
+        return len(self._graph.tensors) - 1
+
+    def end(self, outputs: Mapping[str, int]) -> None:
+        """Let these tensors be the outputs, by name."""
+        self._graph.outputs = [*outputs.values()]
+        self._signature.outputs = [_entry(*item) for item in outputs.items()]
+
+    def packed(self) -> bytes:
+        """Return the file."""
+        return _packed(self._content, self._size)
+
+
 def _unsupported(message: str, traced: Traced) -> ExportError:
     known = {node.op for node in traced.graph.node}
     known |= {node.op for f in traced.graph.library.function for node in f.node_def}
@@ -463,8 +544,6 @@ def _with_signature(model: bytes, interface: Interface) -> bytes:
     ):
         for index, port in zip(indices, ports, strict=True):
             graph.tensors[index].name = port.name
-            entry = schema.TensorMapT()
-            entry.name, entry.tensorIndex = port.name, int(index)
-            maps.append(entry)
+            maps.append(_entry(port.name, index))
     content.signatureDefs = [signature]
     return _packed(content, len(model))

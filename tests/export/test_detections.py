@@ -1,14 +1,17 @@
-"""A detector set by hand: it finds squares of a colour, in all six files, and draws them."""
+"""Detectors set by hand: they find squares of a colour, in all six files, and draw them."""
 
 import keras
 import numpy as np
+import onnx
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
 
 from tiffin import layers
 from tiffin.export import ExportError, InputError, cli, documents, load, stage, verify
 from tiffin.export.detections import find
 from tiffin.export.images import Frame
+from tiffin.recipes.engine.detection import mean_average_precision
 
 LABELS = ("red", "green", "blue")
 CELL, SIDE = 16, 64
@@ -249,3 +252,82 @@ def test_predict_refuses_a_file_without_suppression(detector, tmp_path, capsys):
     Image.fromarray(pictures(1)[0][0]).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="leaves the choice among all its boxes to the app"):
         cli.parse(cli.Predict, [str(tmp_path / "all.keras"), str(tmp_path / "a.png")], "predict")
+
+
+def left_to_runtime(own, relative=False):
+    """Return a model with two boxes in each cell that overlap, and others near by, for each class
+    its own or for all the same."""
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = keras.layers.AveragePooling2D(CELL)(keras.layers.Rescaling(1 / 255)(image))
+    logits, deltas = keras.layers.Conv2D(6, 1, name="logits"), keras.layers.Conv2D(8, 1, name="d")
+    scores = keras.layers.Reshape((-1, 3))(keras.layers.Activation("sigmoid")(logits(x)))
+    anchors = layers.grid_anchors([[20, 12], [24, 14]], (4, 4), (CELL, CELL))
+    boxes = layers.DecodeBoxes(anchors, (0.1, 0.2), (SIDE, SIDE))
+    boxes = boxes(keras.layers.Reshape((-1, 4))(deltas(x)))
+    if own:
+        boxes = keras.ops.stack([boxes - 1, boxes, boxes + 1], axis=2)
+    found = layers.RuntimeSuppression(5, 0.5, 0.02, name="detections")(boxes, scores)
+    if relative:
+        found = layers.RelativeDetections((SIDE, SIDE), name="relative")(found)
+    random = np.random.default_rng(1)
+    kernel = 10 * np.tile(np.eye(3), 2) + random.uniform(-1, 1, (3, 6))
+    logits.set_weights([kernel[None, None], np.repeat([-5.0, -5.5], 3)])
+    deltas.set_weights([random.normal(0, 0.3, (1, 1, 3, 8)), np.zeros(8)])
+    return keras.Model(image, found, name="squares")
+
+
+def operators(path):
+    """Return the names of a file's operations."""
+    if path.suffix == ".onnx":
+        return [node.op_type for node in onnx.load(path).graph.node]
+    content = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    codes = [content.operatorCodes[o.opcodeIndex] for o in content.subgraphs[0].operators]
+    return [(code.customCode or b"").decode() for code in codes]
+
+
+@pytest.mark.parametrize("own, relative", [(False, False), (True, True)])
+def test_runtimes_suppress_by_their_own_operators(own, relative, tmp_path):
+    model = left_to_runtime(own, relative)
+    images, boxes, classes = pictures(40)
+    boxes = boxes / SIDE if relative else boxes
+    targets = {"boxes": boxes, "classes": classes, "difficult": np.zeros(classes.shape, bool)}
+    manifest = stage.export(
+        model,
+        tmp_path,
+        precisions=("fp32", "int8"),
+        calibration=images,
+        evaluation=(images, targets),
+        metric=mean_average_precision,
+        labels=LABELS,
+        max_loss=0.02,
+        say=lambda line: None,
+    )
+    assert len(manifest["files"]) == 4 and manifest["reference"]["value"] > 0.5
+    wanted = model.predict(images, verbose=0)
+    assert {0, 2, 4, 5} == {*wanted["count"].tolist()}
+    for file in manifest["files"]:
+        path = tmp_path / file["file"]
+        operator = {"onnx": "NonMaxSuppression", "tflite": "TFLite_Detection_PostProcess"}
+        assert operators(path).count(operator[file["format"]]) == 1
+        # LiteRT's operator, left to tell classes apart, would lose one that depends on the threads.
+        runners = [load(path, threads) for threads in (1, 2, 3)]
+        runner = runners[0]
+        assert {t.name: (t.shape[1:], t.dtype) for t in runner.outputs} == {
+            p["name"]: (tuple(p["shape"][1:]), p["dtype"]) for p in manifest["outputs"]
+        }
+        if file["precision"] != "fp32":
+            continue
+        assert file["matched"] == 1
+        for runner, end in zip(runners, (1, 40, 40), strict=True):  # ONNX takes a whole batch
+            got = runner(images[:end])
+            for name in ("count", "classes"):
+                np.testing.assert_array_equal(got[name], wanted[name][:end])
+            for name in ("boxes", "scores"):
+                np.testing.assert_allclose(got[name], wanted[name][:end], atol=1e-4)
+
+
+def test_a_model_ends_with_what_it_leaves_to_the_runtime(tmp_path):
+    found = left_to_runtime(own=False)
+    model = keras.Model(found.input, found.output | {"more": found.output["scores"] + 1})
+    with pytest.raises(InputError, match="'detections' is left to the runtime"):
+        stage.export(model, tmp_path, say=lambda line: None)
