@@ -16,7 +16,7 @@ from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.export.proposals import PROPOSALS
-from tiffin.layers import NonMaxSuppression, RelativeDetections
+from tiffin.layers import NonMaxSuppression, RelativeDetections, RuntimeSuppression
 from tiffin.recipes.engine import backbones, box_augmentation, detection_metrics, registry, report
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit, load_boxes, truth
 from tiffin.recipes.engine.image_recipe import ImageRecipe
@@ -87,9 +87,9 @@ class Detection(ImageRecipe):
     coordinates: Literal["pixels", "relative"] = "pixels"
     """Of the boxes in exported files: pixels of the input, or shares of its sides with all outputs
     as float32, as in TFLite's own detectors, which MediaPipe opens."""
-    suppression: Literal["inside", "none"] = "inside"
-    """Of overlapping boxes in exported files: inside, or none, which leaves all boxes and scores to
-    the app."""
+    suppression: Literal["inside", "runtime", "none"] = "inside"
+    """Of overlapping boxes in exported files: inside, by operations that every runtime has; by the
+    runtime's own operator; or none, which leaves all boxes and scores to the app."""
     max_loss: float = 0.02
     """How much mAP50 an fp16 or int8 file may lose; one that loses more is not handed out."""
 
@@ -108,7 +108,7 @@ class Detection(ImageRecipe):
                     f"--{name.replace('_', '-')} {getattr(self, name)}: from 0 to below 1."
                 )
         if self.suppression == "none" and self.coordinates == "relative":
-            raise InputError("--coordinates relative is for files with --suppression inside.")
+            raise InputError("--coordinates relative is not for files with --suppression none.")
         if self.detections < 1:
             raise InputError(f"--detections {self.detections}: it must be at least 1.")
         if self.backbone and registry.find(self.backbone).task != "classification":
@@ -193,9 +193,13 @@ class Detection(ImageRecipe):
         )
 
     def exported(self, model: keras.Model) -> keras.Model:
+        boxes, scores = model.get_layer("detections").input
         if self.suppression == "none":
-            boxes, scores = model.get_layer("detections").input
             return keras.Model(model.input, {"boxes": boxes, "scores": scores}, name=model.name)
+        if self.suppression == "runtime":
+            limits = self.detections, self.iou_threshold, self.score_threshold
+            found = RuntimeSuppression(*limits, name="detections")(boxes, scores)
+            model = keras.Model(model.input, found, name=model.name)
         if self.coordinates == "pixels":
             return model
         relative = RelativeDetections(model.inputs[0].shape[1:3], name="relative")
@@ -265,8 +269,8 @@ class Detection(ImageRecipe):
         targets = {n: getattr(split, n) for n in ("boxes", "classes", "difficult")}
         if self.coordinates == "relative":
             targets["boxes"] = targets["boxes"] / np.tile(split.size, 2)
-        inside = self.suppression == "inside"
-        metric = mean_average_precision if inside else self.mean_average_precision
+        left = self.suppression == "none"
+        metric = self.mean_average_precision if left else mean_average_precision
         return super().export_options(data, test) | {
             "evaluation": (inputs, targets),
             "metric": metric,

@@ -187,7 +187,7 @@ def test_any_backbone_with_the_strides():
         (ssd.Config(match_iou=1.5), "--match-iou"),
         (ssd.Config(score_threshold=1.0), "--score-threshold"),
         (ssd.Config(detections=0), "--detections"),
-        (ssd.Config(suppression="none", coordinates="relative"), "--suppression inside"),
+        (ssd.Config(suppression="none", coordinates="relative"), "--suppression none"),
         (ssd.Config(backbone="arcface_r18"), "no classification network"),
         (ssd.Config(augment=("mosaik",)), "did you mean 'mosaic'"),
     ],
@@ -203,6 +203,10 @@ def test_wrong_options_are_told_before_anything_is_loaded(config, message):
         ({"suppression": "none"}, {"boxes": (3024, 4), "scores": (3024, 10)}),
         (
             {"coordinates": "relative"},
+            {"boxes": (100, 4), "scores": (100,), "classes": (100,), "count": ()},
+        ),
+        (
+            {"suppression": "runtime"},
             {"boxes": (100, 4), "scores": (100,), "classes": (100,), "count": ()},
         ),
     ],
