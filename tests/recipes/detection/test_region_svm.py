@@ -126,7 +126,7 @@ def test_svms_tell_classes_apart_and_mine_hard_negatives(monkeypatch):
 
 @pytest.mark.parametrize("classifier", ["svm", "softmax"])
 def test_what_is_fitted_lands_in_the_file(classifier, tmp_path):
-    config = sppnet.Config(proposals=70, regions=8, classifier=classifier)
+    config = sppnet.Config(proposals=40, regions=8, classifier=classifier)
     model = config.inference(config.network((96, 96, 3), 3, (127.5, 60.0)))
 
     class data:
