@@ -237,6 +237,41 @@ def test_region_poolings_have_gradients():
         assert found.sum() == pytest.approx(16, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [layers.RoIPool((3, 2), 0.5), layers.SpatialPyramidPooling((3, 1), 0.5)],
+    ids=["pool", "pyramid"],
+)
+def test_maxima_are_the_same_in_training_and_so_are_their_gradients(layer):
+    features = normal(2, 9, 7, 3)
+    regions = np.stack([random_boxes(12, size=18), random_boxes(12, size=18)])
+    np.testing.assert_allclose(
+        values(layer(features, regions)), values(layer(features, regions, training=True))
+    )
+    plain, trained = (
+        gradients(lambda x, t=t: ops.sum(ops.square(layer(x, regions, training=t))), features)[0]
+        for t in (False, True)
+    )
+    np.testing.assert_allclose(plain, trained, atol=1e-5)
+    assert (plain != 0).sum() > 20
+
+
+def test_regions_are_warped_with_their_surroundings():
+    # Of a ramp bilinear interpolation makes a ramp: each pixel shows where it was taken from.
+    y, x = np.mgrid[:64, :80].astype("float32")
+    image = np.stack([y + 100, x + 100], -1)[None]
+    regions = np.array([[[20, 24, 44, 56], [0, 0, 16, 16]]], "float32")
+    found = values(layers.WarpedRegions(32, 4)(image, regions))[0]
+    assert found.shape == (2, 32, 32, 2)
+    # Of 32 pixels 24 are the region's: it is enlarged by 32 / 24 about its centre.
+    for place, axis, low, high in ((0, 0, 16, 48), (1, 1, 40 - 64 / 3, 40 + 64 / 3)):
+        centers = low + (np.arange(32) + 0.5) * (high - low) / 32 - 0.5
+        mine = found[0, :, :, place].mean(1 - axis)
+        np.testing.assert_allclose(mine, centers + 100, atol=1e-3)
+    # What lies more than a pixel beyond the border is the mean, 0.
+    assert (found[1, 0] == 0).all() and (found[1, 8:, 8:] > 90).all()
+
+
 def test_pyramid_pooling_is_adaptive_max_pooling_of_the_whole_map():
     features = normal(2, 13, 10, 3)
     found = values(layers.SpatialPyramidPooling((3, 2, 1))(features))
@@ -495,3 +530,23 @@ def test_configurations_round_trip(layer):
     config = keras.saving.serialize_keras_object(layer)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == layer.get_config()
+
+
+def test_truncated_svd_is_the_best_approximation():
+    given = keras.Input((12,))
+    y = keras.layers.Dense(8, activation="relu", name="fc6")(given)
+    model = keras.Model(given, keras.layers.Dense(3, name="logits")(y))
+    x = np.random.default_rng(0).normal(size=(5, 12)).astype("float32")
+    same = layers.truncate_svd(model, {"fc6": 8})
+    assert isinstance(same.get_layer("fc6"), layers.LowRankDense)
+    np.testing.assert_allclose(values(same(x)), values(model(x)), atol=1e-5)
+    thin = layers.truncate_svd(model, {"fc6": 3})
+    first, second, _ = thin.get_layer("fc6").get_weights()
+    kernel = model.get_layer("fc6").get_weights()[0]
+    lost = np.linalg.svd(kernel, compute_uv=False)[3:]
+    assert np.linalg.norm(kernel - first @ second) == pytest.approx(np.linalg.norm(lost), rel=1e-4)
+    assert thin.get_layer("logits") is model.get_layer("logits")
+    with pytest.raises(ValueError, match="no dense layer 'fc8'; there are fc6, logits"):
+        layers.truncate_svd(model, {"fc8": 1})
+    with pytest.raises(ValueError, match="from 1 to 8"):
+        layers.truncate_svd(model, {"fc6": 9})

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tiffin.export import InputError
-from tiffin.layers import LowRankDense, truncate_svd
 from tiffin.recipes.detection import fast_rcnn
 from tiffin.recipes.engine import backbones, weights
 
@@ -100,26 +99,6 @@ def test_the_heads_learn_from_sampled_regions():
     said = body({"image": images, "proposals": targets["proposals"]}, training=False)["logits"]
     said = np.reshape(keras.ops.convert_to_numpy(said), (2, 20, 4))[:, :6].reshape(12, 4)
     np.testing.assert_allclose(few, said, atol=1e-5)
-
-
-def test_truncated_svd_is_the_best_approximation():
-    x = keras.Input((12,))
-    y = keras.layers.Dense(8, activation="relu", name="fc6")(x)
-    model = keras.Model(x, keras.layers.Dense(3, name="logits")(y))
-    values = np.random.default_rng(0).normal(size=(5, 12)).astype("float32")
-    same = truncate_svd(model, {"fc6": 8})
-    assert isinstance(same.get_layer("fc6"), LowRankDense)
-    np.testing.assert_allclose(same(values), model(values), atol=1e-5)
-    thin = truncate_svd(model, {"fc6": 3})
-    first, second, _ = thin.get_layer("fc6").get_weights()
-    kernel = model.get_layer("fc6").get_weights()[0]
-    lost = np.linalg.svd(kernel, compute_uv=False)[3:]
-    assert np.linalg.norm(kernel - first @ second) == pytest.approx(np.linalg.norm(lost), rel=1e-4)
-    assert thin.get_layer("logits") is model.get_layer("logits")
-    with pytest.raises(ValueError, match="no dense layer 'fc8'; there are fc6, logits"):
-        truncate_svd(model, {"fc8": 1})
-    with pytest.raises(ValueError, match="from 1 to 8"):
-        truncate_svd(model, {"fc6": 9})
 
 
 def test_exported_files_are_thinner():

@@ -6,7 +6,7 @@ import parity
 import pytest
 
 from tiffin.export.images import Frame
-from tiffin.layers import WarpedRegions, decode_boxes
+from tiffin.layers import decode_boxes
 from tiffin.recipes.detection import sppnet
 from tiffin.recipes.engine import region_svm
 from tiffin.recipes.engine.box_data import BoxSplit
@@ -31,22 +31,6 @@ from tiffin.recipes.engine.region_svm import Examples
 def test_published_counts(name, count, pooled):
     model = parity.check_counts(name, count, proposals=300)
     assert model.output["pooled"].shape == (None, pooled)
-
-
-def test_regions_are_warped_with_their_surroundings():
-    # Of a ramp bilinear interpolation makes a ramp: each pixel shows where it was taken from.
-    y, x = np.mgrid[:64, :80].astype("float32")
-    image = np.stack([y + 100, x + 100], -1)[None]
-    regions = np.array([[[20, 24, 44, 56], [0, 0, 16, 16]]], "float32")
-    found = keras.ops.convert_to_numpy(WarpedRegions(32, 4)(image, regions))[0]
-    assert found.shape == (2, 32, 32, 2)
-    # Of 32 pixels 24 are the region's: it is enlarged by 32 / 24 about its centre.
-    for place, axis, low, high in ((0, 0, 16, 48), (1, 1, 40 - 64 / 3, 40 + 64 / 3)):
-        centers = low + (np.arange(32) + 0.5) * (high - low) / 32 - 0.5
-        mine = found[0, :, :, place].mean(1 - axis)
-        np.testing.assert_allclose(mine, centers + 100, atol=1e-3)
-    # What lies more than a pixel beyond the border is the mean, 0.
-    assert (found[1, 0] == 0).all() and (found[1, 8:, 8:] > 90).all()
 
 
 def split():
