@@ -19,6 +19,7 @@ from tiffin.layers import DecodeRegions, encode_boxes, iou
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit
 from tiffin.recipes.engine.data import progress
 from tiffin.recipes.engine.region_detection import GivenRegions
+from tiffin.recipes.engine.weights import Source
 
 _COST, _POSITIVE_WEIGHT, _BIAS = 1e-3, 2.0, 10.0  # of the SVMs
 _NORM = 20.0  # mean length that features are scaled to, which these are for
@@ -28,6 +29,7 @@ _FIRST, _ROUNDS = 2000, 5  # negatives to begin with; rounds of mining further o
 _PICTURES, _SAMPLED = 1000, 64  # of the training; regions of each
 _BATCH = 16
 VARIANCES = (0.1, 0.2)
+_FITTED = ("svms", "regressors")
 
 
 @dataclasses.dataclass
@@ -53,6 +55,14 @@ class RegionSVM(GivenRegions):
             )
         judged = DecodeRegions(self.size, VARIANCES, activation, name="boxes")
         return judged(logits, deltas, outputs[PROPOSALS])
+
+    def load(self, model: keras.Model, source: Source) -> list[str]:
+        """Load weights but for what was fitted to the features of another training."""
+        if source.tensors.layers is not None:
+            kept = {n: x for n, x in source.tensors.layers.items() if n not in _FITTED}
+            tensors = dataclasses.replace(source.tensors, layers=kept)
+            source = dataclasses.replace(source, tensors=tensors)
+        return super().load(model, source)
 
     def complete(self, model: keras.Model, data: BoxData, path: Path) -> None:
         """Fit the SVMs and the box regression to what the network makes of training regions."""

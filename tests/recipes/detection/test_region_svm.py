@@ -8,7 +8,7 @@ import pytest
 from tiffin.export.images import Frame
 from tiffin.layers import decode_boxes
 from tiffin.recipes.detection import sppnet
-from tiffin.recipes.engine import region_svm
+from tiffin.recipes.engine import region_svm, weights
 from tiffin.recipes.engine.box_data import BoxSplit
 from tiffin.recipes.engine.region_svm import Examples
 
@@ -127,3 +127,10 @@ def test_what_is_fitted_lands_in_the_file(classifier, tmp_path):
     ours, theirs = (m.predict_on_batch(inputs) for m in (model, again))
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], atol=1e-4)
+    # As the beginning of another training: what was fitted is fitted anew.
+    other = sppnet.Config(proposals=40, regions=8)
+    network = other.network((96, 96, 3), 5, (127.5, 60.0))
+    source = weights.read(tmp_path / "model.keras", *other.published())
+    assert "Head replaced: logits" in " ".join(other.load(network, source))
+    kernel = other.body(network).get_layer("fc6").kernel
+    assert (np.array(kernel) == np.array(model.get_layer("fc6").kernel)).all()
