@@ -118,19 +118,19 @@ def examples(model: keras.Model, split: BoxSplit, classes: int, seed: int) -> Ex
     random, parts = np.random.default_rng(seed), []
     batches, steps = split.batches(_BATCH).as_numpy_iterator(), -(-len(split) // _BATCH)
     for images, targets in progress(batches, steps, "features of regions"):
-        few = _choose(split.take(targets["index"]), classes, random)
-        said = network.predict_on_batch({"image": images, PROPOSALS: few.pop("regions")})
-        few = {name: value.reshape(-1, *value.shape[2:]) for name, value in few.items()}
-        used = few.pop("used")
-        near = few.pop("near") & used
+        chosen = _choose(split.take(targets["index"]), classes, random)
+        said = network.predict_on_batch({"image": images, PROPOSALS: chosen.pop("regions")})
+        said = {name: ops.convert_to_numpy(value) for name, value in said.items()}
+        flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in chosen.items()}
+        used, near = flat["used"], flat["near"] & flat["used"]
         parts.append(
             Examples(
-                few["real"][used],
-                few["overlap"][used],
-                ops.convert_to_numpy(said["features"])[used] if "features" in said else None,
-                few["deltas"][near],
-                few["kinds"][near],
-                ops.convert_to_numpy(said["pooled"])[near],
+                flat["real"][used],
+                flat["overlap"][used],
+                said["features"][used] if "features" in said else None,
+                flat["deltas"][near],
+                flat["kinds"][near],
+                said["pooled"][near],
             )
         )
     columns = zip(*(vars(part).values() for part in parts), strict=True)
