@@ -8,6 +8,7 @@ what a training waits for.
 """
 
 import argparse
+import sys
 import time
 from itertools import islice
 
@@ -56,7 +57,8 @@ def main() -> None:
     # The last has proposals, if any has: what they cost is in all rows of the first table.
     data = configs[-1].load_data()
     print("## The input of detectors beside their training\n")
-    print("```bash\npython benchmarks/detection_input.py\n```\n")
+    words = " ".join(["python benchmarks/detection_input.py", *sys.argv[1:]])
+    print(f"```bash\n{words}\n```\n")
     print("Images a second of augmented batches alone, 96 x 96, batch 16, in memory.\n")
     kinds = {"none": (), "scale and color_jitter, the default": DEFAULT}
     kinds |= {name: (name,) for name in AUGMENTATIONS} | {"all": tuple(AUGMENTATIONS)}
