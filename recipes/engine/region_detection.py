@@ -1,5 +1,6 @@
 """Detectors that judge regions: what all from R-CNN to Faster R-CNN share."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -35,9 +36,9 @@ class RegionDetection(Detection):
     low = 0.0  # least IoU with an object of the regions that are background
 
     @property
+    @abc.abstractmethod
     def learned(self) -> int:
         """Regions of a picture that a step learns from."""
-        raise NotImplementedError
 
     def raw(self, input_shape, classes, normalization) -> keras.Model:
         network = self.call_builder(input_shape, normalization, classes=classes)
