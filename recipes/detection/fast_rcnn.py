@@ -51,7 +51,6 @@ def fast_rcnn(
     pooling: Literal["pool", "align"] | None = None,
     proposals: int = 2000,
     normalization: tuple | None = None,
-    bn_momentum: float = 0.9,
 ) -> keras.Model:
     """Build a Fast R-CNN up to its raw heads.
 
@@ -67,7 +66,6 @@ def fast_rcnn(
             variant's own.
         proposals: regions of a picture.
         normalization: see `tiffin.layers.image_input`.
-        bn_momentum: of batch normalisation.
 
     Returns:
         A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to

@@ -25,8 +25,7 @@ from keras import layers, ops
 from tiffin.export.errors import one_of
 from tiffin.layers import WarpedRegions, image_input
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.region_detection import hidden
-from tiffin.recipes.engine.region_svm import RegionSVM
+from tiffin.recipes.engine.region_svm import RegionSVM, region_classifier
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -53,7 +52,6 @@ def rcnn(
     backbone_options: Mapping[str, Any] | None = None,
     proposals: int = 2000,
     normalization: tuple | None = None,
-    bn_momentum: float = 0.9,
 ) -> keras.Model:
     """Build an R-CNN up to its features and the softmax that it is trained with.
 
@@ -67,7 +65,6 @@ def rcnn(
         backbone_options: further ones of it, such as `stride_in` of ResNet.
         proposals: regions of a picture.
         normalization: see `tiffin.layers.image_input`.
-        bn_momentum: of batch normalisation.
 
     Returns:
         A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to
@@ -88,12 +85,9 @@ def rcnn(
     body = backbone_maps(own, x.shape[1:], None, **options)
     x = keras.Model(body["image"], body[f"stride_{stride}"]).call(x)
     x = layers.MaxPooling2D(2, name="last_pool")(x)
-    x = pooled = layers.Flatten(name="pooled")(x)
-    x = hidden(x, units)
-    logits = layers.Dense(1 + classes, dtype="float32", name="logits")(x)
-    outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
-    outputs["logits"] = logits
-    return keras.Model({"image": image, "proposals": regions}, outputs, name=variant)
+    x = layers.Flatten(name="pooled")(x)
+    inputs = {"image": image, "proposals": regions}
+    return region_classifier(variant, inputs, seen, x, units, classes)
 
 
 @dataclasses.dataclass

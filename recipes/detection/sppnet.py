@@ -20,13 +20,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
-from keras import layers, ops
+from keras import ops
 
 from tiffin.export.errors import one_of
 from tiffin.layers import SpatialPyramidPooling
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.region_detection import hidden
-from tiffin.recipes.engine.region_svm import RegionSVM
+from tiffin.recipes.engine.region_svm import RegionSVM, region_classifier
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -53,7 +52,6 @@ def sppnet(
     backbone_options: Mapping[str, Any] | None = None,
     proposals: int = 2000,
     normalization: tuple | None = None,
-    bn_momentum: float = 0.9,
 ) -> keras.Model:
     """Build an SPP-net up to its features and the softmax that it is trained with.
 
@@ -67,7 +65,6 @@ def sppnet(
         backbone_options: further ones of it, such as `stride_in` of ResNet.
         proposals: regions of a picture.
         normalization: see `tiffin.layers.image_input`.
-        bn_momentum: of batch normalisation.
 
     Returns:
         A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to
@@ -86,12 +83,9 @@ def sppnet(
     seen = body[f"stride_{stride}"]
     regions = keras.Input((proposals, 4), name="proposals")
     x = SpatialPyramidPooling(LEVELS, 1 / stride, name="pyramid")(seen, regions)
-    x = pooled = ops.reshape(x, (-1, x.shape[-1]))
-    x = hidden(x, units)
-    logits = layers.Dense(1 + classes, dtype="float32", name="logits")(x)
-    outputs = {"map0": seen, "proposals": regions, "pooled": pooled, "features": x}
-    outputs["logits"] = logits
-    return keras.Model({"image": body["image"], "proposals": regions}, outputs, name=variant)
+    x = ops.reshape(x, (-1, x.shape[-1]))
+    inputs = {"image": body["image"], "proposals": regions}
+    return region_classifier(variant, inputs, seen, x, units, classes)
 
 
 @dataclasses.dataclass
@@ -105,6 +99,7 @@ class Config(RegionSVM):
     """
 
     model: str = "sppnet_small"
+    batch_size: int = 8
     builder: ClassVar = staticmethod(sppnet)
     bodies: ClassVar = {name: row[:2] for name, row in TABLES.items()}
 

@@ -5,7 +5,7 @@ of the authors' code.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from tiffin.export.proposals import PROPOSALS
 from tiffin.layers import DecodeRegions, encode_boxes, iou
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit
 from tiffin.recipes.engine.data import progress
-from tiffin.recipes.engine.region_detection import GivenRegions
+from tiffin.recipes.engine.region_detection import GivenRegions, hidden
 from tiffin.recipes.engine.weights import Source
 
 _COST, _POSITIVE_WEIGHT, _BIAS = 1e-3, 2.0, 10.0  # of the SVMs
@@ -30,6 +30,30 @@ _PICTURES, _SAMPLED = 1000, 64  # of the training; regions of each
 _BATCH = 16
 VARIANCES = (0.1, 0.2)
 _FITTED = ("svms", "regressors")
+
+
+def region_classifier(
+    name: str,
+    inputs: Mapping[str, keras.KerasTensor],
+    seen: keras.KerasTensor,
+    pooled: keras.KerasTensor,
+    units: Sequence[int],
+    classes: int,
+) -> keras.Model:
+    """Close a network for `RegionSVM`: hidden layers, and the softmax that it is trained with.
+
+    Args:
+        name: of the network.
+        inputs: `image` and `proposals`.
+        seen: what regions are looked at in.
+        pooled: float `[batch * proposals, dimensions]`, what was looked at of each.
+        units: of the hidden layers.
+        classes: without the background.
+    """
+    x = hidden(pooled, units)
+    logits = keras.layers.Dense(1 + classes, dtype="float32", name="logits")(x)
+    outputs = {"map0": seen, PROPOSALS: inputs[PROPOSALS], "pooled": pooled, "features": x}
+    return keras.Model(dict(inputs), outputs | {"logits": logits}, name=name)
 
 
 @dataclasses.dataclass
