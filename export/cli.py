@@ -1,4 +1,4 @@
-"""The commands `export`, `predict`, `benchmark`, `verify`, `gallery`, and how every one ends.
+"""The commands `export`, `predict`, `benchmark`, `verify`, `gallery`, `generate`, and their ends.
 
 This module is loaded before the command is known: numpy and the runtimes are imported inside.
 """
@@ -42,6 +42,7 @@ class Export:
       tiffin export runs/resnet/2026-01-31_12-00-00 phone/ --calibration photos/
       tiffin export model.keras phone/ --calibration photos/ --normalization imagenet
       tiffin export model.keras phone/ --formats tflite --precisions fp32 fp16
+      tiffin export runs/char_rnn/2026-01-31_12-00-00 phone/ --step --precisions fp32 int8_dynamic
     """
 
     model: Path
@@ -68,6 +69,12 @@ class Export:
     """Return logits, not probabilities."""
     max_loss: float = 0.01
     """How much accuracy fp16 and int8 may lose; a file that loses more is not handed out."""
+    step: bool = False
+    """Of a recurrent model: export one step, with its states as inputs and outputs."""
+    length: int | None = None
+    """Of a model over sequences of any length: the one length that the files take."""
+    unroll: bool = False
+    """With --length: repeat the steps in the file in the place of a loop, which int8 needs."""
     name: str | None = None
     """Stem of the file names; default: the model's own name."""
     explain: bool = False
@@ -79,11 +86,11 @@ class Export:
         """Export, and print the table of files."""
         normalization = parse_normalization(self.normalization)
         _import_layers(self.imports)
-        from tiffin.export import detections, documents, proposals, runtime, stage
+        from tiffin.export import detections, documents, proposals, runtime, stage, text
 
         path = _model_file(self.model)
         labels = read_label_file(self.labels) if self.labels else find_labels(path)
-        model = runtime.read_keras(path)
+        model = self._shaped(runtime.read_keras(path))
         runner = runtime.of_model(model)
         task = "classification" if labels else None
         task = "detection" if detections.detects(runner) else task
@@ -108,9 +115,26 @@ class Export:
             name=self.name,
             explain=self.explain,
             task=task,
+            vocabulary=text.beside(path),
         )
         print(documents.files_table(manifest))
         print(f"\nThe files and how to use them: {self.directory / documents.CARD}")
+
+    def _shaped(self, model):
+        """Return the model, or what of a recurrent one was asked for."""
+        from tiffin.export import recurrent
+
+        if self.length is not None and self.length < 1:
+            raise InputError(f"--length {self.length}: it must be at least 1.")
+        if self.step and self.length is not None:
+            raise InputError("--step is for one step, --length for many: give one of them.")
+        if self.unroll and self.length is None:
+            raise InputError("--unroll needs to know how often: give --length, too.")
+        if self.step:
+            return recurrent.step_model(model)
+        if self.length is not None:
+            return recurrent.with_length(model, self.length, self.unroll)
+        return model
 
 
 @dataclasses.dataclass
@@ -406,12 +430,65 @@ class _Embedder:
             yield path, similarity.embed(self.runner, image[None])[0]
 
 
+@dataclasses.dataclass
+class Generate:
+    """Let a language model write: from a .keras, .onnx or .tflite file.
+
+    examples:
+      tiffin generate runs/char_rnn/2026-01-31_12-00-00 --prompt "To be"
+      tiffin generate phone/char_lstm_int8.tflite --prompt "To be" --temperature 0.7 --top-k 10
+    """
+
+    file: Path
+    """A .keras, .onnx or .tflite file beside its vocabulary.json, or the folder of a run."""
+    prompt: str = "\n"
+    """What it goes on from; a line break by default."""
+    length: int = 500
+    """How many tokens to write."""
+    temperature: float = 0.8
+    """Below 1 the likely gains, at 0 only the likeliest is written."""
+    top_k: int | None = None
+    """Choose among so many of the likeliest only."""
+    seed: int | None = None
+    """Of the chance, for the same text once more."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define the model's own layers (.keras only)."""
+
+    def run(self) -> None:
+        """Print the prompt and what follows, token by token."""
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"--temperature {self.temperature}: it must not be negative.")
+        if self.length < 1 or (self.top_k is not None and self.top_k < 1):
+            raise InputError("--length and --top-k must be at least 1.")
+        if not self.prompt:
+            raise InputError("--prompt is empty: give at least a letter, or leave it out.")
+        from tiffin.export import recurrent, runtime, text
+
+        file = _model_file(self.file)
+        vocabulary = text.find_vocabulary(file)
+        prompt = vocabulary.encode(self.prompt)
+        if file.suffix == ".keras":
+            _import_layers(self.imports)
+            run, states = recurrent.of_keras(recurrent.step_model(runtime.read_keras(file)))
+        else:
+            run = runtime.load(file)
+            states = recurrent.of_language(run)
+        seed = random.randrange(2**32) if self.seed is None else self.seed
+        print(self.prompt, end="", flush=True)
+        for token in text.generate(
+            run, states, prompt, self.length, self.temperature, self.top_k, seed
+        ):
+            print(vocabulary.decode([token]), end="", flush=True)
+        print()
+
+
 COMMANDS = {
     "export": Export,
     "predict": Predict,
     "benchmark": Benchmark,
     "verify": Verify,
     "gallery": Gallery,
+    "generate": Generate,
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import keras
 import numpy as np
 
+from tiffin.export import recurrent
 from tiffin.export.errors import ExportError, InputError
 from tiffin.export.proposals import PROPOSALS
 from tiffin.export.verify import DETECTIONS
@@ -70,6 +71,8 @@ class Interface:
             the operator's, and its inputs are boxes, corners, `[batch, n, 4]` or `[batch, n,
             classes, 4]`, and scores `[batch, n, classes]`.
 
+        states: of a step function, what each of its states is before the first step, by input.
+
     Raises:
         InputError: a subclassed model, one with an open axis besides the batch, or one that has
             more outputs than those of the suppression that it leaves to the runtime.
@@ -109,6 +112,7 @@ class Interface:
                 by_name["boxes"], units="relative" if relative else "pixels"
             )
             self.outputs = tuple(by_name.values())
+        self.states = recurrent.initial(self.inputs, self.outputs)
         layers = [*self.model._flatten_layers(include_self=False)]
         self.layers = frozenset(layer.name for layer in layers)
         # A layer whose attribute keeps_float is True computes in float32 in every file.

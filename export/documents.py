@@ -11,6 +11,7 @@ from tiffin.export.metadata import LABELS_FILE, labels_text
 CARD = "README.md"
 MANIFEST = "manifest.json"
 TABLE = "explain.csv"
+VOCABULARY = "vocabulary.json"
 
 
 def write(directory: str | os.PathLike, manifest: Mapping) -> None:
@@ -29,6 +30,10 @@ def write(directory: str | os.PathLike, manifest: Mapping) -> None:
         files.write_text(directory / LABELS_FILE, text)
     else:
         (directory / LABELS_FILE).unlink(missing_ok=True)
+    if vocabulary := manifest.get("vocabulary"):
+        files.write_json(directory / VOCABULARY, vocabulary)
+    else:
+        (directory / VOCABULARY).unlink(missing_ok=True)
     folder = files.make_folder(directory / "samples")
     texts = samples.texts(manifest)
     for name in samples.NAMES:
@@ -46,6 +51,8 @@ def files_table(manifest: Mapping) -> str:
     embeds = any("mean_cosine" in file for file in manifest["files"])
     detects = any("matched" in file for file in manifest["files"])
     likeness = "mean cosine" if embeds else "same detections" if detects else "same top-1"
+    if any("same_tokens" in file for file in manifest["files"]):
+        likeness = "same first tokens"
     header = ["file", "MB", "max difference", "mean difference", likeness]
     header += [reference["metric"]] if reference else []
     rows = []
@@ -57,7 +64,7 @@ def files_table(manifest: Mapping) -> str:
             _likeness(file),
         ]
         if reference:
-            row.append("-" if file["metric"] is None else f"{file['metric']:.2%}")
+            row.append("-" if file["metric"] is None else _metric(file["metric"]))
         latency = file["latency_ms"]
         rows.append([*row, f"{latency['median']:.3g}", f"{file['peak_memory_mb']:.1f}"])
     threads = sorted({file["latency_ms"]["threads"] for file in manifest["files"]})
@@ -68,7 +75,7 @@ def files_table(manifest: Mapping) -> str:
         text += f"\n\nAll {count} files verified: run in onnxruntime or LiteRT, held against Keras."
     if reference:
         value, examples = reference["value"], reference["examples"]
-        text += f"\n\nKeras itself: {reference['metric']} {value:.2%} of {examples} examples."
+        text += f"\n\nKeras itself: {reference['metric']} {_metric(value)} of {examples} examples."
     for file in manifest["files"]:
         if kept := file.get("float_layers"):
             text += f"\n\n{file['file']} has in float32 what int8 breaks: {', '.join(kept)}."
@@ -163,9 +170,16 @@ def _likeness(file: Mapping) -> str:
     """Return how alike a file's answers and Keras' are: cosines, detections or classes."""
     if "mean_cosine" in file:
         return f"{file['mean_cosine']:.5f}"
+    if "same_tokens" in file:
+        return str(file["same_tokens"])
     if "matched" in file:
         return f"{file['matched']:.2%}"
     return "-" if file["agreement"] is None else f"{file['agreement']:.2%}"
+
+
+def _metric(value: float) -> str:
+    """Spell a share in percent, and the logarithm of a likelihood, which is negative, as it is."""
+    return f"{value:.2%}" if value >= 0 else f"{value:.4f}"
 
 
 def _power(value: float | None) -> str:

@@ -49,21 +49,27 @@ def labels_text(labels: Sequence[str]) -> str:
     return "".join(f"{label}\n" for label in labels)
 
 
-def preprocessing(inputs: Sequence[Mapping]) -> str:
-    """Return one sentence on what an app has to do before it runs the model.
+def preprocessing(inputs: Sequence[Mapping], states: Mapping[str, str] | None = None) -> str:
+    """Return what an app has to do before it runs the model, in words.
 
     Args:
         inputs: entries of the manifest's `inputs`.
+        states: of a step function, by input the output that is handed to it at the next step.
     """
-    images = [i for i in inputs if i.get("layout")]
-    if not images:
-        return "None: everything is inside the file."
-    return " ".join(
+    said = [
         f"Resize to {i['shape'][1]}x{i['shape'][2]} (height x width) and give '{i['name']}' raw "
         f"{i.get('color', 'RGB')} pixels, {i['range'][0]}-{i['range'][1]}, as {i['dtype']}; "
         "everything else is inside the file."
-        for i in images
-    )
+        for i in inputs
+        if i.get("layout")
+    ]
+    if states:
+        handed = ", ".join(f"'{output}' as '{name}'" for name, output in states.items())
+        said.append(
+            "One run is one step of a sequence. Give zeros as states with the first step, and with "
+            f"each other what the step before returned: {handed}."
+        )
+    return " ".join(said) or "None: everything is inside the file."
 
 
 def add_onnx(

@@ -13,14 +13,26 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tiffin.export import documents, files, metadata, runtime, sensitivity, suppression, verify
-from tiffin.export.convert import Interface, layer_in, trace
+from tiffin.export import (
+    documents,
+    files,
+    metadata,
+    recurrent,
+    runtime,
+    sensitivity,
+    suppression,
+    text,
+    verify,
+)
+from tiffin.export.convert import Interface, Port, layer_in, trace
 from tiffin.export.errors import ExportError, InputError, nearest
 
 FORMATS = ("onnx", "tflite")
 PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
 # More examples narrow no bound that matters and cost minutes on a large net.
 _CALIBRATION, _RANDOM = 100, 8
+_CALIBRATION_STEPS = 500  # of a step function, over all sequences
+_GREEDY = 200  # tokens that a language model's files have to go on with as Keras does
 # Values that the evaluation's inputs may hold: 3,255 pictures of 32x32, and never below 500.
 _EVALUATION = 10_000_000
 _PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", "ai_edge_litert")
@@ -58,6 +70,7 @@ def export(
     max_loss: float = 0.01,
     description: str | None = None,
     threshold: float | None = None,
+    vocabulary: Mapping | None = None,
     explain: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict:
@@ -69,6 +82,10 @@ def export(
     the end. An older export of the same name is replaced. An int8 file that misses its bound is
     made again with the few layers in float32 that cost most; the manifest lists them as the file's
     `float_layers`, and the table of all layers is written to `explain.csv`.
+
+    A step function (`recurrent.step_model`) is run along sequences, each state that it returns
+    handed to it at the next step: examples have an axis of steps behind the batch then, and there
+    are none of states. A language model's also has to go on greedily as Keras does.
 
     Args:
         model: a `keras.Model` whose inputs are static but for the batch, on any backend. Inputs
@@ -94,6 +111,7 @@ def export(
         description: one or more sentences for the manifest, the model card and the files.
         threshold: of an embedder, the Euclidean distance between embeddings of length 1 up to
             which two inputs count as the same; for the manifest.
+        vocabulary: of a language model, `text.Vocabulary.describe()`, to lie beside the files.
         explain: say, layer by layer, what int8 costs, and write it to `explain.csv`.
         say: called with each line of progress.
 
@@ -125,8 +143,11 @@ def export(
             "int8 out: precisions=('fp32', 'fp16') or 'int8_dynamic'."
         )
     if calibration is not None:
-        calibration = verify.checked(calibration, interface.inputs, "calibration")
+        calibration = _checked(calibration, interface, "calibration")
         calibration, _ = verify.examples(calibration, _CALIBRATION)
+        if interface.states:
+            _, calibration = recurrent.run_along(interface.keras(), calibration, interface.states)
+            calibration, _ = verify.examples(calibration, _CALIBRATION_STEPS)
     judge = _Judge(interface, calibration, evaluation, metric, max_loss, precisions)
     manifest = {
         "format_version": 1,
@@ -147,7 +168,12 @@ def export(
     if threshold is not None:
         distance = "Euclidean, between embeddings of length 1"
         manifest["verification"] = {"distance": distance, "threshold": threshold}
-    manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"])
+    states = {name: f"{recurrent.NEXT}{name}" for name in interface.states}
+    if states:
+        manifest["states"] = states
+    if vocabulary is not None:
+        manifest["vocabulary"] = dict(vocabulary)
+    manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"], states)
     tables: dict[str, list[sensitivity.Row]] = {}
     with _workshop(directory) as workshop:
         for kind in formats:
@@ -230,7 +256,7 @@ class _Judge:
         self.calibration = calibration
         if evaluation is not None:
             inputs, targets = evaluation
-            inputs = verify.checked(inputs, interface.inputs, "evaluation")
+            inputs = _checked(inputs, interface, "evaluation")
             count = len(next(iter(inputs.values())))
             sizes = {len(v) for v in targets.values()} if isinstance(targets, Mapping) else None
             if (sizes or {len(targets)}) != {count}:
@@ -242,13 +268,16 @@ class _Judge:
             self.inputs, chosen = verify.examples(inputs, max(500, _EVALUATION // size))
             self.targets, self.metric = _take(targets, chosen), metric
             self.verified_on = f"{len(chosen)} evaluation inputs"
-        elif calibration is not None:
+        elif calibration is not None and not interface.states:
             self.inputs = calibration
             self.verified_on = f"{len(next(iter(calibration.values())))} calibration inputs"
         else:
-            self.inputs = verify.random_inputs(interface.inputs, _RANDOM)
+            self.inputs = verify.random_inputs(_given(interface), _RANDOM)
+            if interface.states:
+                self.inputs = {n: np.stack([a] * _RANDOM, 1) for n, a in self.inputs.items()}
             self.verified_on = "random inputs"
-        self.reference = interface.keras()(self.inputs)
+        self.keras = interface.keras()
+        self.reference, self.feeds = self._run(self.keras)
         for name, value in self.reference.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise ExportError(
@@ -276,7 +305,7 @@ class _Judge:
     def __call__(self, path: Path, precision: str) -> tuple[dict, str | None]:
         try:
             runner = runtime.load(path)
-            outputs = runner(self.inputs)
+            outputs, _ = self._run(runner)
         except Exception as error:
             # The runtimes raise what they like; whatever it is, this file does not run.
             lines = [line for line in str(error).splitlines() if line.strip()]
@@ -287,7 +316,30 @@ class _Judge:
         value = self.summary and self.summary["value"]
         limits = self.bounds[precision]
         given = (self.targets, self.metric, value, self.pixel)
-        return verify.verify(self.reference, outputs, limits, *given)
+        entry, reason = verify.verify(self.reference, outputs, limits, *given)
+        if self.greedy and not reason:
+            same = np.array(self._generated(runner)) == self.greedy
+            entry["same_tokens"] = count = len(same) if same.all() else int(same.argmin())
+            if precision == "fp32" and count < _GREEDY:
+                reason = f"'{recurrent.LOGITS}' leads to another token than Keras' after {count}"
+        return entry, reason
+
+    def _run(self, run: Callable) -> tuple[dict, Mapping]:
+        """Return what a function returns for the inputs, and what it was given."""
+        if not self.interface.states:
+            return run(self.inputs), self.inputs
+        return recurrent.run_along(run, self.inputs, self.interface.states)
+
+    @functools.cached_property
+    def greedy(self) -> list[int]:
+        """The tokens that Keras goes on with; none where the model is no language model."""
+        names = {port.name for port in _given(self.interface)}
+        language = names == {recurrent.TOKEN} and recurrent.LOGITS in self.reference
+        return self._generated(self.keras) if language and self.interface.states else []
+
+    def _generated(self, run: Callable) -> list[int]:
+        first = [int(self.inputs[recurrent.TOKEN].flat[0])]
+        return [*text.generate(run, self.interface.states, first, _GREEDY, temperature=0)]
 
     def _check_types(self, path: Path, runner) -> None:
         """Refuse a file whose inputs and outputs are not of the types that the manifest names."""
@@ -299,6 +351,28 @@ class _Judge:
                     f"{' stored as scaled integers' if tensor.quantized else ''} instead of "
                     f"{promised.get(tensor.name, 'no part of the model')}."
                 )
+
+
+def _given(interface: Interface) -> list[Port]:
+    """Return the inputs that examples are for: all but states."""
+    return [port for port in interface.inputs if port.name not in interface.states]
+
+
+def _checked(data, interface: Interface, what: str) -> dict[str, np.ndarray]:
+    """Return examples as arrays by input name; of a step function they are sequences."""
+    if not interface.states:
+        return verify.checked(data, interface.inputs, what)
+    ports = _given(interface)
+    data = data if isinstance(data, Mapping) else {ports[0].name: data}
+    shapes = {name: np.shape(array) for name, array in data.items()}
+    if any(len(shape) < 2 for shape in shapes.values()) or len({s[1] for s in shapes.values()}) > 1:
+        raise InputError(
+            f"{what} has the shapes {', '.join(map(str, shapes.values()))}: a step function is "
+            "tried along sequences, [examples, steps, ...], all of as many steps."
+        )
+    flat = {name: np.reshape(a, (-1, *shapes[name][2:])) for name, a in data.items()}
+    flat = verify.checked(flat, ports, what)
+    return {name: array.reshape(shapes[name]) for name, array in flat.items()}
 
 
 def _take(targets, chosen: np.ndarray):
@@ -395,7 +469,7 @@ def _check_file(
         if reason or explain:
             if reason:
                 say(f"{path.name}: {reason}. Looking for the layers that cost most.")
-            study = source.study(judge.inputs)
+            study = source.study(judge.feeds)
             for kept in study.choices() if reason else ():
                 content = source.make(precision, kept)
                 written = _write(content, path, source.kind, manifest)
@@ -484,7 +558,7 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
     if not results or None in [n for _, t in results.values() for n in t.shape[1:]]:
         return "No layer can be singled out."
     probe = judge.interface.body.up_to({key: tensor for key, (_, tensor) in results.items()})
-    inputs, _ = verify.examples(judge.inputs, 4)
+    inputs, _ = verify.examples(judge.feeds, 4)
     reference = probe.keras()(inputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"probe.{kind}"
@@ -542,6 +616,8 @@ def _line(entry: Mapping) -> str:
         parts.append(f"{entry['matched']:.2%} of the detections match")
     if agreement is not None:
         parts.append(f"agreement {agreement:.1%}")
+    if "same_tokens" in entry:
+        parts.append(f"{entry['same_tokens']} of {_GREEDY} tokens as Keras")
     if "mean_cosine" in entry:
         parts.append(f"cosine {entry['mean_cosine']:.5f}")
     if entry["metric"] is not None:

@@ -24,6 +24,7 @@ classic deep learning in Keras 3: recipes to train, layers to reuse, checked fil
   tiffin benchmark FILE ...                 latency, size and memory in the real runtimes
   tiffin verify FILE IMAGE IMAGE            whether two pictures show the same, by an embedder
   tiffin gallery FILE FOLDER IMAGE ...      who it is, among the people of a folder
+  tiffin generate FILE --prompt TEXT        what a language model goes on with
 
 `tiffin COMMAND --help` explains a command; `tiffin train NAME --help` a recipe's options.
 """
@@ -67,7 +68,7 @@ class Summary:
     name: str
     """A variant (`tiffin list` shows all) or a .keras file."""
     size: int | None = None
-    """Height and width of the input in pixels; default: the variant's own."""
+    """Height and width of the input in pixels, or steps; default: the variant's own."""
     classes: int | None = None
     """Width of the last layer; default: that of the data in `tiffin list`."""
     options: tuple[str, ...] = ()
@@ -91,7 +92,7 @@ class Summary:
             from tiffin.export.runtime import read_keras
 
             return read_keras(Path(self.name))
-        shape = (self.size, self.size, 3) if self.size else None
+        shape = registry.find(self.name).input_shape(self.size) if self.size else None
         given = {}
         for option in self.options:
             name, equals, value = option.partition("=")
@@ -189,4 +190,7 @@ def command(arguments: list[str]) -> None:
 def main() -> None:
     """Entry point of the console command."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow's own default, but for processors without AVX-512, where networks train up to
+    # three times as fast with it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     sys.exit(cli.run(lambda: command(sys.argv[1:])))

@@ -71,6 +71,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     ema: float = 0.0,
     steps_per_epoch: int = 1,
+    clip_norm: float | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer whose weight decay leaves biases and normalisation alone.
 
@@ -83,6 +84,8 @@ def make_optimizer(
             (Loshchilov & Hutter 2019); equal to an L2 penalty of half of it for `sgd`.
         ema: decay of a moving average of the weights, 0 for none.
         steps_per_epoch: batches in an epoch, for `gradient_descent`.
+        clip_norm: length beyond which the gradient of all variables is scaled down (Pascanu et al.
+            2013, arXiv 1211.5063, section 3.2).
 
     Raises:
         InputError: `ema` outside [0, 1), or a negative `weight_decay`.
@@ -91,7 +94,7 @@ def make_optimizer(
         raise InputError(f"--ema {ema} must lie in [0, 1); 0.999 averages over about 1,000 steps.")
     if weight_decay < 0:
         raise InputError(f"--weight-decay {weight_decay} must not be negative; 0.0001 is usual.")
-    common = {"weight_decay": weight_decay or None}
+    common = {"weight_decay": weight_decay or None, "global_clipnorm": clip_norm}
     if ema:
         common |= {"use_ema": True, "ema_momentum": ema}
     if name == "gradient_descent" and steps_per_epoch > 1:

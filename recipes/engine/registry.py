@@ -25,7 +25,7 @@ class Variant(NamedTuple):
 
     Attributes:
         year: of the paper.
-        size: height and width of the input that the next columns are for, in pixels.
+        size: of the input that the next columns are for: height and width in pixels, or steps.
         parameters: trainable ones, as published.
         macs: multiply-accumulate operations for one input, of convolutions and matrix products.
         error: the paper's top-1 error in percent; None where it gives none.
@@ -42,7 +42,7 @@ class Variant(NamedTuple):
     @property
     def classes(self) -> int:
         """Number of classes that `parameters` and `macs` are for."""
-        known = {"CIFAR-10": 10, "CIFAR-100": 100, "VOC": 20, "COCO": 80}
+        known = {"CIFAR-10": 10, "CIFAR-100": 100, "VOC": 20, "COCO": 80, "tinyshakespeare": 65}
         return known.get(self.data, 1000)
 
 
@@ -63,6 +63,10 @@ class Entry:
     path: Path
     variants: dict[str, Variant]
     title: str
+
+    def input_shape(self, size: int) -> tuple[int, ...]:
+        """Return the shape of an input: a picture in colour, or a sequence of tokens."""
+        return (size,) if self.task == "sequence" else (size, size, 3)
 
     def load(self) -> ModuleType:
         """Import the recipe's module."""
@@ -114,7 +118,8 @@ def build(
 
     Args:
         name: one of `names()`.
-        input_shape: `(height, width, channels)` in pixels; None: the paper's, in colour.
+        input_shape: `(height, width, channels)` in pixels, or `(steps,)`; None: the paper's, in
+            colour.
         classes: width of the last layer; None: as many as the paper's data set has. An embedder
             has none.
         **options: the builder's own, such as `alpha`, and those of every image network:
@@ -124,7 +129,8 @@ def build(
     Returns:
         A `keras.Model` from `image`, float `[batch, height, width, channels]`, to `logits`, float32
         `[batch, classes]`; what `pooling` leaves without top; with `features` a dict of feature
-        maps by stride, `stride_8` and the like. An embedder ends in float `[batch, dimensions]`.
+        maps by stride, `stride_8` and the like. An embedder ends in float `[batch, dimensions]`. A
+        language model goes from `tokens`, int `[batch, steps]`, to `logits` of each step.
 
     Raises:
         InputError: an unknown name or option; the message has the nearest ones.
@@ -146,7 +152,7 @@ def build(
         options["classes"] = row.classes if classes is None else classes
     elif classes is not None:
         raise InputError(f"{name} ends in embeddings, not in classes: it has `dimensions` instead.")
-    return builder(input_shape=input_shape or (row.size, row.size, 3), **options)
+    return builder(input_shape=input_shape or recipe.input_shape(row.size), **options)
 
 
 def options_of(builder: Callable) -> list[str]:

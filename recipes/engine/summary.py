@@ -48,6 +48,9 @@ def multiply_accumulates(layer: keras.Layer, inputs: Shape, outputs: Shape) -> i
         inputs: shape of its input, without the batch axis.
         outputs: shape of its output, without the batch axis.
     """
+    if isinstance(layer, keras.layers.RNN):
+        kernels = [w for w in layer.weights if w.name in ("kernel", "recurrent_kernel")]
+        return inputs[0] * sum(math.prod(kernel.shape) for kernel in kernels)
     if isinstance(layer, keras.layers.Dense):
         return math.prod(outputs) * layer.kernel.shape[0]
     if isinstance(layer, keras.layers.Conv2DTranspose):

@@ -64,6 +64,8 @@ class Recipe(abc.ABC):
     """Decoupled weight decay of kernels; biases and batch norm are left alone."""
     ema: float = 0.0
     """Decay of a moving average of the weights, the kept ones then; for long trainings. 0: off."""
+    clip_norm: float | None = None
+    """Gradients that are longer than this, all together, are scaled down to it."""
     early_stopping: int = 0
     """Epochs without improvement after which training ends; 0: never."""
     mixed_precision: Literal["no", "float16", "bfloat16"] = "no"
@@ -191,6 +193,8 @@ class Recipe(abc.ABC):
             if value is not None and not least <= value <= most:
                 bound = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise InputError(f"--{field.replace('_', '-')} {value}: it must be {bound}.")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"--clip-norm {self.clip_norm}: it must be above zero; 5 is usual.")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate {self.learning_rate}: it must be above zero.")
         if not all(0 < share < 1 for share in self.milestones):
@@ -304,6 +308,7 @@ class Recipe(abc.ABC):
             self.weight_decay,
             self.ema,
             steps,
+            self.clip_norm,
         )
         # XLA makes depthwise networks 8 times slower on a CPU under TensorFlow.
         jit = False if keras.backend.backend() == "tensorflow" else "auto"

@@ -1,0 +1,211 @@
+"""Recurrent networks as step functions: what was state becomes inputs and outputs of the file."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tiffin.export.errors import InputError
+
+NEXT = "next_"  # before the name of the input that an output is handed to at the next step
+TOKEN = "token"
+LOGITS = "logits"
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def step_model(model):
+    """Return one step of a recurrent network, with its states as further inputs and outputs.
+
+    Args:
+        model: a `keras.Model` over sequences, `[batch, steps, ...]`, whose recurrent layers are
+            `keras.layers.RNN` (LSTM, GRU and the like) and whose other layers treat every step
+            alike: embeddings, dense layers, normalisation, dropout.
+
+    Returns:
+        A model that shares the weights. It takes each input with a single step, `[batch, 1, ...]`,
+        a lone integer one called `token`, and for each state `NAME`, float `[batch, units]`,
+        zero before the first step. It returns the outputs of that step, `[batch, ...]`, and for
+        each state `next_NAME`, to be given as `NAME` with the next step.
+
+    Raises:
+        InputError: a layer that reads a sequence from its end, or begins with a given state.
+    """
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    known, handed = {}, {}
+    alone = len(model.inputs) == 1
+    for tensor in model.inputs:
+        integers = keras.backend.standardize_dtype(tensor.dtype).startswith(("int", "uint"))
+        name = TOKEN if alone and integers else tensor.name
+        known[id(tensor)] = keras.Input((1, *tensor.shape[2:]), dtype=tensor.dtype, name=name)
+    inputs = [*known.values()]
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            layer = node.operation
+            if node.is_input:
+                continue
+            arguments, options = node.arguments.fill_in(known)
+            _require_steps(layer, arguments, options)
+            if isinstance(layer, keras.layers.RNN):
+                states = [
+                    keras.Input((size,), name=f"{layer.name}_{part}")
+                    for size, part in zip(_sizes(layer), _parts(layer), strict=True)
+                ]
+                inputs += states
+                x = arguments[0]
+                x = keras.layers.Reshape(x.shape[2:], name=f"{layer.name}_step")(x)
+                y, new = layer.cell(x, states)
+                y = keras.layers.Reshape((1, *y.shape[1:]), name=f"{layer.name}_output")(y)
+                new = keras.tree.flatten(new)
+                handed |= {f"{NEXT}{s.name}": n for s, n in zip(states, new, strict=True)}
+            else:
+                y = layer(*arguments, **options)
+            for old, one in zip(node.output_tensors, keras.tree.flatten(y), strict=False):
+                known[id(old)] = one
+    own = sorted(model.output) if isinstance(model.output, dict) else model.output_names
+    outputs = {
+        name: keras.layers.Reshape(known[id(t)].shape[2:], name=f"{name}_of_step")(known[id(t)])
+        for name, t in zip(own, model.outputs, strict=True)
+    }
+    return keras.Model(inputs, outputs | handed, name=model.name)
+
+
+def _require_steps(layer, arguments, options) -> None:
+    """Refuse a layer that has no step function."""
+    import keras
+
+    if isinstance(layer, keras.layers.Bidirectional) or getattr(layer, "go_backwards", False):
+        raise InputError(
+            f"'{layer.name}' reads a sequence from its end: it has no step function. Export the "
+            "model over sequences of a fixed length."
+        )
+    recurrent = isinstance(layer, keras.layers.RNN)
+    if recurrent and (len(arguments) > 1 or options.get("initial_state") is not None):
+        raise InputError(
+            f"'{layer.name}' begins with what another layer gives: a step function begins with "
+            "zeros. Export the model over sequences of a fixed length."
+        )
+
+
+def _sizes(layer) -> list[int]:
+    import keras
+
+    return [int(size) for size in keras.tree.flatten(layer.state_size)]
+
+
+def _parts(layer) -> list[str]:
+    count = len(_sizes(layer))
+    return {1: ["h"], 2: ["h", "c"]}.get(count) or [f"state_{i}" for i in range(count)]
+
+
+def with_length(model, length: int, unroll: bool = False):
+    """Return a network over sequences for one fixed length, with the same weights.
+
+    Args:
+        model: a `keras.Model` over sequences `[batch, steps, ...]`.
+        length: number of steps.
+        unroll: repeat the steps in the graph, in the place of a loop; int8 needs it.
+    """
+    import keras
+
+    def own(layer):
+        if not unroll or not isinstance(layer, keras.layers.RNN):
+            return layer
+        copy = type(layer).from_config(layer.get_config() | {"unroll": True, "stateful": False})
+        return copy
+
+    inputs = [keras.Input((length, *t.shape[2:]), dtype=t.dtype, name=t.name) for t in model.inputs]
+    structure = keras.tree.pack_sequence_as(model.input, inputs)
+    copy = keras.models.clone_model(model, input_tensors=structure, clone_function=own)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def initial(inputs, outputs) -> dict[str, np.ndarray]:
+    """Return a step function's states before the first step, float32 `[1, units]`, by input.
+
+    An input `NAME` is a state where there is an output `next_NAME`.
+
+    Args:
+        inputs, outputs: of the function; each has a `name`, and a `shape` that ends in the units.
+    """
+    handed = {port.name for port in outputs}
+    return {
+        port.name: np.zeros((1, port.shape[-1]), np.float32)
+        for port in inputs
+        if f"{NEXT}{port.name}" in handed
+    }
+
+
+def of_keras(model) -> tuple[Run, dict[str, np.ndarray]]:
+    """Return a step function that Keras runs, and its states before the first step.
+
+    Args:
+        model: from `step_model`.
+    """
+    from tiffin.export import runtime
+
+    runner = runtime.of_model(model)
+    return runner, initial(runner.inputs, runner.outputs)
+
+
+def of_language(runner) -> dict[str, np.ndarray]:
+    """Return the states of a language model's step function before the first step.
+
+    Raises:
+        InputError: the model is none.
+    """
+    states = initial(runner.inputs, runner.outputs)
+    others = {t.name for t in runner.inputs} - {*states}
+    if not states or others != {TOKEN} or LOGITS not in {t.name for t in runner.outputs}:
+        raise InputError(
+            f"{runner} is no step function of a language model: that takes '{TOKEN}' and states, "
+            f"and returns '{LOGITS}' and their next values. Export the run's model.keras anew."
+        )
+    return states
+
+
+def run_along(
+    run: Run, sequences: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Run a step function along sequences, its own states handed on.
+
+    Args:
+        run: the function.
+        sequences: by input `[batch, steps, ...]`.
+        states: from `initial`.
+
+    Returns:
+        What it returned, and what it was given, at every step: by name `[batch * steps, ...]`, the
+        steps of a sequence in a row.
+    """
+    batch, steps = next(iter(sequences.values())).shape[:2]
+    state = {name: np.repeat(value, batch, 0) for name, value in states.items()}
+    outputs, feeds = [], []
+    for t in range(steps):
+        feeds.append({name: array[:, t] for name, array in sequences.items()} | state)
+        outputs.append(run(feeds[-1]))
+        state = {name: outputs[-1][f"{NEXT}{name}"] for name in state}
+    return _flat(outputs), _flat(feeds)
+
+
+def _flat(steps: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    stacked = {name: np.stack([step[name] for step in steps], 1) for name in steps[0]}
+    return {name: a.reshape(-1, *a.shape[2:]) for name, a in stacked.items()}
+
+
+def log_likelihood(outputs: Mapping[str, np.ndarray], targets: np.ndarray) -> float:
+    """Return the mean log-probability of the right tokens, in nats; perplexity is exp of its minus.
+
+    Args:
+        outputs: `logits`, float `[n, vocabulary]`, or with the axes of `targets` before the last.
+        targets: int, as many as there are rows of logits; -1 where nothing is asked for.
+    """
+    logits = np.asarray(outputs[LOGITS], np.float64)
+    logits, targets = logits.reshape(-1, logits.shape[-1]), np.asarray(targets).ravel()
+    logits, targets = logits[targets >= 0], targets[targets >= 0]
+    top = logits.max(1, keepdims=True)
+    total = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
+    return float((logits[np.arange(len(targets)), targets] - total).mean())

@@ -1,0 +1,137 @@
+"""Text as a language model's files see it: a vocabulary, and tokens drawn one after the other."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tiffin.export import recurrent
+from tiffin.export.documents import VOCABULARY
+from tiffin.export.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a model knows.
+
+    Attributes:
+        kind: `characters`.
+        tokens: in the order of the model's numbers.
+    """
+
+    kind: str
+    tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return a text's tokens, int32 `[n]`.
+
+        Raises:
+            InputError: a character that the model has never seen; the message names them.
+        """
+        numbers = {token: i for i, token in enumerate(self.tokens)}
+        unknown = sorted({c for c in text if c not in numbers})
+        if unknown:
+            shown = " ".join(repr(c) for c in unknown[:10])
+            some = " and others" if len(unknown) > 10 else ""
+            raise InputError(
+                f"The model has never seen {shown}{some}: it knows {len(self)} characters, those "
+                f"of the text that it was trained on. Leave them out."
+            )
+        return np.array([numbers[c] for c in text], np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of some tokens."""
+        return "".join(self.tokens[int(token)] for token in tokens)
+
+    def describe(self) -> dict:
+        """Return it as JSON values, which `read_vocabulary` reads."""
+        return {"format_version": 1, "kind": self.kind, "tokens": list(self.tokens)}
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """Read a file of `Vocabulary.describe`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        kind, tokens = stored["kind"], stored["tokens"]
+        if kind != "characters" or not isinstance(tokens, list) or not tokens:
+            raise ValueError(f"a vocabulary of {kind!r}")
+        if not all(isinstance(t, str) and len(t) == 1 for t in tokens) or len({*tokens}) < len(
+            tokens
+        ):
+            raise ValueError("its tokens are not single characters, each once")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a vocabulary ({error}): copy it from the run that the model "
+            "comes from."
+        ) from error
+    return Vocabulary(kind, tuple(tokens))
+
+
+def find_vocabulary(model: Path) -> Vocabulary:
+    """Return the vocabulary that lies beside a model file."""
+    return read_vocabulary(model.parent / VOCABULARY)
+
+
+def beside(model: Path) -> dict | None:
+    """Return the description of the vocabulary beside a model file, None where there is none."""
+    return find_vocabulary(model).describe() if (model.parent / VOCABULARY).exists() else None
+
+
+def sample(
+    logits: np.ndarray, temperature: float, top_k: int | None, random: np.random.Generator
+) -> int:
+    """Draw a token.
+
+    Args:
+        logits: float `[vocabulary]`.
+        temperature: above zero: logits are divided by it, so that below 1 the likely ones gain; 0
+            takes the likeliest.
+        top_k: draw among so many of the likeliest only; None: among all.
+        random: where the chance comes from.
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    scores = np.asarray(logits, np.float64) / temperature
+    if top_k is not None and top_k < len(scores):
+        scores[scores < np.partition(scores, -top_k)[-top_k]] = -np.inf
+    shares = np.exp(scores - scores.max())
+    return int(random.choice(len(shares), p=shares / shares.sum()))
+
+
+def generate(
+    run: recurrent.Run,
+    states: Mapping[str, np.ndarray],
+    prompt: Sequence[int],
+    length: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield tokens that a language model goes on with.
+
+    Args:
+        run: its step function, from `token` and states to `logits` and the next states.
+        states: from `recurrent.initial`.
+        prompt: at least one token to begin with; it is not repeated.
+        length: how many tokens.
+        temperature, top_k: see `sample`.
+        seed: of the chance.
+    """
+    random = np.random.default_rng(seed)
+    left = [*prompt]
+    while length:
+        outputs = run({recurrent.TOKEN: np.full((1, 1), left.pop(0), np.int32), **states})
+        states = {name: outputs[f"{recurrent.NEXT}{name}"] for name in states}
+        if not left:
+            left.append(sample(outputs[recurrent.LOGITS][0], temperature, top_k, random))
+            length -= 1
+            yield left[0]

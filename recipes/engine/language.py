@@ -1,0 +1,190 @@
+"""The task of language modelling: which token comes next."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from tiffin.export import recurrent, text
+from tiffin.export.documents import VOCABULARY
+from tiffin.export.errors import InputError
+from tiffin.export.files import write_json, write_text
+from tiffin.layers import Recurrent
+from tiffin.recipes.engine import registry
+from tiffin.recipes.engine.optimizers import OptimizerName
+from tiffin.recipes.engine.text_data import TextData
+from tiffin.recipes.engine.training import Recipe
+
+SAMPLES = "samples.txt"
+_TEMPERATURES = (0.5, 0.8, 1.0)
+_WINDOW = 500  # steps at once when a text is read for its likelihood
+_TRIED = (40, 100)  # sequences and steps that exported files are compared on
+
+
+def rebuilt(model: keras.Model, rows: int | None = None) -> keras.Model:
+    """Return a language model that shares all weights, for texts of any length.
+
+    Args:
+        model: a chain of layers from tokens `[batch, steps]`.
+        rows: of the batch, whose states are carried from one call to the next then; None: every
+            call begins anew, with a batch of any size.
+    """
+    tokens = keras.Input(batch_shape=(rows, None), dtype="int32", name="tokens")
+    x = tokens
+    for layer in model.layers[1:]:
+        if isinstance(layer, Recurrent):
+            layer = layer.sharing(stateful=rows is not None)
+        x = layer(x)
+    return keras.Model(tokens, x, name=model.name)
+
+
+class CarryStates(keras.callbacks.Callback):
+    """Begin every epoch, and every validation, at the beginning of the text."""
+
+    def _reset(self, *_):
+        for layer in self.model.layers:
+            if isinstance(layer, Recurrent):
+                layer.reset_state()
+
+    on_epoch_begin = on_test_begin = on_test_end = _reset
+
+
+@dataclasses.dataclass
+class Language(Recipe):
+    """A network that reads a text and tells at every step what comes next."""
+
+    data: str = "pydoc"
+    """`pydoc` (embedded: the reference of the Python language), or a text file, plain or .gz."""
+    encoding: str = "utf-8"
+    """Of the text file."""
+    steps: int = 100
+    """Tokens that are read between two updates; the gradient ends there, the state goes on."""
+    batch_size: int = 64
+    """Places of the text that are read at the same time."""
+    optimizer: OptimizerName = "adam"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    clip_norm: float | None = 5.0
+    dropout: float = 0.0
+    """Rate between layers, in [0, 1)."""
+    max_loss: float = math.log(1.03)
+    """How much log-likelihood of a token, in nats, an fp16 or int8 file may lose: 3 % of the
+    perplexity by default."""
+
+    task: ClassVar[str] = "language"
+    monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
+
+    def check(self) -> None:
+        super().check()
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps}: it must be at least 1.")
+        if self.weights in ("imagenet", "coco"):
+            raise InputError(f"--weights {self.weights} is for pictures: name a .keras file.")
+
+    def training_batches(self, data: TextData, batch_size, first_epoch, drop_remainder):
+        return data.train.batches().repeat()
+
+    def make_model(self, data: TextData, normalization: tuple | None) -> keras.Model:
+        known = registry.options_of(self.builder)
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            model = self.builder(self.model, (None,), len(data.vocabulary), **given)
+        except ValueError as error:
+            raise InputError(f"{self.model} cannot be built: {error}") from error
+        return rebuilt(model, self.batch_size)
+
+    def inference(self, model: keras.Model) -> keras.Model:
+        return rebuilt(model)
+
+    def exported(self, model: keras.Model) -> keras.Model:
+        return recurrent.step_model(model)
+
+    def callbacks(self, model: keras.Model, data: TextData, directory: Path) -> list:
+        return [CarryStates()]
+
+    def objective(self) -> dict[str, Any]:
+        return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+
+    def introduce(self, batches, data: TextData, directory: Path) -> None:
+        write_json(directory / VOCABULARY, data.vocabulary.describe())
+
+    def evaluate(self, model: keras.Model, data: TextData, directory: Path) -> dict[str, Any]:
+        """Return what a token of the test text costs, and write what the model goes on with."""
+        nats = cross_entropy(model, data.test.tokens, data.test.rows)
+        result = {
+            "nats": nats,
+            "bits": nats / math.log(2),
+            "perplexity": math.exp(nats),
+            "examples": len(data.test.tokens) - 1,
+        }
+        run = recurrent.of_keras(self.exported(model))
+        prompt = data.test.tokens[:1]
+        samples = []
+        for temperature in _TEMPERATURES:
+            tokens = text.generate(*run, prompt, 500, temperature, seed=self.seed)
+            said = data.vocabulary.decode([*prompt, *tokens])
+            samples.append(f"--- temperature {temperature}\n{said}\n")
+        write_text(directory / SAMPLES, "\n".join(samples))
+        print(
+            f"Test: {nats:.4f} nats a token, {result['bits']:.4f} bits, perplexity "
+            f"{result['perplexity']:.3f}, over {result['examples']:,} tokens. It writes:\n{said}"
+        )
+        return result
+
+    def export_options(self, data: TextData, test: dict[str, Any]) -> dict[str, Any]:
+        (calibration, _), (tokens, targets) = (
+            excerpts(split.tokens, *_TRIED) for split in (data.train, data.test)
+        )
+        return {
+            "calibration": calibration[..., None],
+            "evaluation": (tokens[..., None], targets),
+            "metric": recurrent.log_likelihood,
+            "max_loss": self.max_loss,
+            "vocabulary": data.vocabulary.describe(),
+            "description": f"{self.model} trained on {data.kind}",
+        }
+
+
+def excerpts(tokens: np.ndarray, count: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return evenly spaced pieces of a text, and what follows each token: int32 `[count, steps]`.
+
+    Args:
+        tokens: int32 `[n]`.
+        count: pieces, fewer where they would overlap.
+        steps: tokens of a piece, fewer in a short text.
+    """
+    steps = min(steps, len(tokens) - 1)
+    count = max(1, min(count, (len(tokens) - 1) // steps))
+    places = np.linspace(0, len(tokens) - 1 - steps, count).astype(int)[:, None] + np.arange(steps)
+    return tokens[places], tokens[places + 1]
+
+
+def cross_entropy(model: keras.Model, tokens: np.ndarray, rows: int) -> float:
+    """Return what each token of a text but the first costs on average, in nats.
+
+    Args:
+        model: a language model, as `rebuilt` takes it.
+        tokens: int32 `[n]`.
+        rows: places of the text to begin at; each goes on to the next one's, its state carried.
+    """
+    rows = min(rows, len(tokens) - 1)
+    reader = rebuilt(model, rows)
+    length = -(-(len(tokens) - 1) // rows)
+    places = np.arange(rows)[:, None] * length + np.arange(length)
+    inside = places < len(tokens) - 1
+    places = np.minimum(places, len(tokens) - 2)
+    given, wanted = tokens[places], np.where(inside, tokens[places + 1], -1)
+    total = 0.0
+    for t in range(0, length, _WINDOW):
+        logits = reader.predict_on_batch(given[:, t : t + _WINDOW])
+        targets = wanted[:, t : t + _WINDOW]
+        asked = int((targets >= 0).sum())
+        if asked:
+            outputs = {recurrent.LOGITS: ops.convert_to_numpy(logits)}
+            total -= asked * recurrent.log_likelihood(outputs, targets)
+    return total / int(inside.sum())

@@ -1,0 +1,164 @@
+"""Text from wherever `--data` points, as numbers, in rows that a recurrent network reads on."""
+
+import dataclasses
+import gzip
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tiffin.export.errors import InputError
+from tiffin.export.text import Vocabulary
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+EMBEDDED = "pydoc"
+VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
+_MOST_BYTES = 1_000_000_000
+
+
+def read_text(data: str, encoding: str = "utf-8") -> tuple[str, str]:
+    """Return a text and what it is, in words.
+
+    Args:
+        data: `pydoc`, the reference of the language that Python carries for its own help, or a
+            text file, plain or .gz.
+        encoding: of the file, such as utf-8 or latin-1.
+
+    Raises:
+        InputError: the file is missing, empty, no text, damaged, or of another encoding.
+    """
+    if data == EMBEDDED:
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics[name] for name in sorted(topics)), "the Python language reference"
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"--data {data}: there is no such file. Name a text file, plain or .gz, or leave it "
+            f"out: `{EMBEDDED}` comes with Python."
+        )
+    content = read_bytes(path)
+    if b"\0" in content[:65536] and not encoding.replace("_", "-").lower().startswith("utf-16"):
+        raise InputError(f"{path} is no text: it holds zero bytes. Name a text file.")
+    try:
+        text = content.decode(encoding)
+    except LookupError as error:
+        raise InputError(
+            f"--encoding {encoding} is unknown: utf-8, latin-1 and utf-16 are usual."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not {encoding}: byte {error.start} is 0x{content[error.start]:02x}. Say "
+            "with --encoding what it is, latin-1 for instance, or convert it to UTF-8."
+        ) from error
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if not text.strip():
+        raise InputError(f"{path} is empty: there is nothing to learn from it.")
+    return text, path.name
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content, unpacked if its name ends in .gz.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or holds over a gigabyte.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}): copy or download it again.") from error
+    if len(content) > _MOST_BYTES:
+        raise InputError(
+            f"{path} holds over {_MOST_BYTES:,} bytes, more than is kept in memory here: cut it."
+        )
+    return content
+
+
+@dataclasses.dataclass
+class TextSplit:
+    """A text to be read by several readers at once, each from a place of its own, steps at a time.
+
+    Attributes:
+        tokens: int32 `[n]`.
+        steps: tokens that a network reads before it learns.
+        rows: readers, the batch.
+    """
+
+    tokens: np.ndarray
+    steps: int
+    rows: int
+
+    def __len__(self) -> int:
+        return self.windows * self.rows
+
+    @property
+    def windows(self) -> int:
+        """How many times each reader reads `steps` tokens."""
+        return max(0, len(self.tokens) - 1) // (self.steps * self.rows)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is read, and the tokens that follow each: int32 `[windows, rows, steps]`."""
+        count = self.windows * self.rows * self.steps
+
+        def cut(tokens):
+            return tokens.reshape(self.rows, self.windows, self.steps).swapaxes(0, 1)
+
+        return cut(self.tokens[:count]), cut(self.tokens[1 : count + 1])
+
+    def batches(self, batch_size: int | None = None) -> "tf.data.Dataset":
+        """Return (tokens, next tokens) `[rows, steps]`, one window after the other, once."""
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensor_slices(self.arrays()).prefetch(tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass
+class TextData:
+    """A text in three parts, one behind the other, and its vocabulary."""
+
+    train: TextSplit
+    validation: TextSplit
+    test: TextSplit
+    vocabulary: Vocabulary
+    kind: str
+
+    def summary(self) -> str:
+        """Return one line for a person."""
+        parts = (self.train, self.validation, self.test)
+        sizes = " / ".join(f"{len(part.tokens):,}" for part in parts)
+        return (
+            f"{self.kind}, {sizes} {self.vocabulary.kind} to train / validate / test, "
+            f"{len(self.vocabulary)} different ones"
+        )
+
+
+def load_characters(data: str, encoding: str, rows: int, steps: int) -> TextData:
+    """Read a text as characters; the last tenth is for the test, a twentieth before it to validate.
+
+    Args:
+        data, encoding: see `read_text`.
+        rows: see `TextSplit`.
+        steps: see `TextSplit`.
+
+    Raises:
+        InputError: as `read_text`, or the text is too short.
+    """
+    text, kind = read_text(data, encoding)
+    vocabulary = Vocabulary("characters", tuple(sorted({*text})))
+    tokens = vocabulary.encode(text)
+    ends = [1 - TEST_SHARE - VALIDATION_SHARE, 1 - TEST_SHARE]
+    train, validation, test = np.split(tokens, [round(len(tokens) * end) for end in ends])
+    if len(train) <= rows * steps or len(validation) <= rows:
+        raise InputError(
+            f"{kind} has {len(tokens):,} characters, too few for {rows} rows of {steps} steps: "
+            "lower --batch-size or --steps, or take a longer text."
+        )
+    splits = [
+        TextSplit(part, min(steps, (len(part) - 1) // rows), rows)
+        for part in (train, validation, test)
+    ]
+    return TextData(*splits, vocabulary, kind)

@@ -1,0 +1,1 @@
+"""Recipes for sequences: recurrent networks over text."""
