@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import keras
 import numpy as np
 
 from tiffin.export.errors import InputError
@@ -22,25 +23,28 @@ def step_model(model):
             alike: embeddings, dense layers, normalisation, dropout.
 
     Returns:
-        A model that shares the weights. It takes each input with a single step, `[batch, 1, ...]`,
-        a lone integer one called `token`, and for each state `NAME`, float `[batch, units]`,
-        zero before the first step. It returns the outputs of that step, `[batch, ...]`, and for
-        each state `next_NAME`, to be given as `NAME` with the next step.
+        A model that shares the weights. It takes each input of a single step, `[batch, ...]`, a
+        lone integer one called `token`, and for each state `NAME`, float `[batch, units]`, zero
+        before the first step. It returns the outputs of that step, `[batch, ...]`, and for each
+        state `next_NAME`, to be given as `NAME` with the next step.
 
     Raises:
-        InputError: a layer that reads a sequence from its end, or begins with a given state.
+        InputError: there is no recurrent layer, or one that reads a sequence from its end or begins
+            with a given state.
     """
-    import keras
-
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs, model.outputs, name=model.name)
-    known, handed = {}, {}
-    alone = len(model.inputs) == 1
+    kinds = (keras.layers.RNN, keras.layers.Bidirectional)
+    if not any(isinstance(layer, kinds) for layer in model.layers):
+        raise InputError(f"{model.name} has no recurrent layer, and so no step function.")
+    inputs, known, handed = [], {}, {}
     for tensor in model.inputs:
         integers = keras.backend.standardize_dtype(tensor.dtype).startswith(("int", "uint"))
-        name = TOKEN if alone and integers else tensor.name
-        known[id(tensor)] = keras.Input((1, *tensor.shape[2:]), dtype=tensor.dtype, name=name)
-    inputs = [*known.values()]
+        name = TOKEN if integers and len(model.inputs) == 1 else tensor.name
+        inputs.append(keras.Input(tensor.shape[2:], dtype=tensor.dtype, name=name))
+        known[id(tensor)] = keras.layers.Reshape((1, *tensor.shape[2:]), name=f"{name}_step")(
+            inputs[-1]
+        )
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             layer = node.operation
@@ -49,16 +53,10 @@ def step_model(model):
             arguments, options = node.arguments.fill_in(known)
             _require_steps(layer, arguments, options)
             if isinstance(layer, keras.layers.RNN):
-                states = [
-                    keras.Input((size,), name=f"{layer.name}_{part}")
-                    for size, part in zip(_sizes(layer), _parts(layer), strict=True)
-                ]
+                step = RecurrentStep(layer.cell, name=layer.name)
+                states = [keras.Input((size,), name=name) for name, size in step.states()]
+                y, *new = step(arguments[0], *states)
                 inputs += states
-                x = arguments[0]
-                x = keras.layers.Reshape(x.shape[2:], name=f"{layer.name}_step")(x)
-                y, new = layer.cell(x, states)
-                y = keras.layers.Reshape((1, *y.shape[1:]), name=f"{layer.name}_output")(y)
-                new = keras.tree.flatten(new)
                 handed |= {f"{NEXT}{s.name}": n for s, n in zip(states, new, strict=True)}
             else:
                 y = layer(*arguments, **options)
@@ -72,10 +70,41 @@ def step_model(model):
     return keras.Model(inputs, outputs | handed, name=model.name)
 
 
+@keras.saving.register_keras_serializable("tiffin")
+class RecurrentStep(keras.layers.Layer):
+    """One step of a recurrent layer, from `[batch, 1, features]` and its states.
+
+    Args:
+        cell: the layer's.
+        **kwargs: `name`, `dtype`.
+    """
+
+    def __init__(self, cell, **kwargs):
+        super().__init__(**kwargs)
+        self.cell = cell
+
+    def states(self) -> list[tuple[str, int]]:
+        """Return a name and the length of each state."""
+        sizes = keras.tree.flatten(self.cell.state_size)
+        parts = {1: "h", 2: "hc"}.get(len(sizes)) or range(len(sizes))
+        return [(f"{self.name}_{part}", int(n)) for part, n in zip(parts, sizes, strict=True)]
+
+    def call(self, inputs, *states):
+        nested = keras.tree.pack_sequence_as(self.cell.state_size, states)
+        output, new = self.cell(inputs[:, 0], nested if len(states) > 1 else [nested])
+        return output[:, None], *keras.tree.flatten(new)
+
+    def get_config(self):
+        return {**super().get_config(), "cell": keras.saving.serialize_keras_object(self.cell)}
+
+    @classmethod
+    def from_config(cls, config):
+        cell = keras.saving.deserialize_keras_object(config["cell"])
+        return cls(**config | {"cell": cell})
+
+
 def _require_steps(layer, arguments, options) -> None:
     """Refuse a layer that has no step function."""
-    import keras
-
     if isinstance(layer, keras.layers.Bidirectional) or getattr(layer, "go_backwards", False):
         raise InputError(
             f"'{layer.name}' reads a sequence from its end: it has no step function. Export the "
@@ -89,17 +118,6 @@ def _require_steps(layer, arguments, options) -> None:
         )
 
 
-def _sizes(layer) -> list[int]:
-    import keras
-
-    return [int(size) for size in keras.tree.flatten(layer.state_size)]
-
-
-def _parts(layer) -> list[str]:
-    count = len(_sizes(layer))
-    return {1: ["h"], 2: ["h", "c"]}.get(count) or [f"state_{i}" for i in range(count)]
-
-
 def with_length(model, length: int, unroll: bool = False):
     """Return a network over sequences for one fixed length, with the same weights.
 
@@ -108,13 +126,11 @@ def with_length(model, length: int, unroll: bool = False):
         length: number of steps.
         unroll: repeat the steps in the graph, in the place of a loop; int8 needs it.
     """
-    import keras
 
     def own(layer):
         if not unroll or not isinstance(layer, keras.layers.RNN):
             return layer
-        copy = type(layer).from_config(layer.get_config() | {"unroll": True, "stateful": False})
-        return copy
+        return type(layer).from_config(layer.get_config() | {"unroll": True, "stateful": False})
 
     inputs = [keras.Input((length, *t.shape[2:]), dtype=t.dtype, name=t.name) for t in model.inputs]
     structure = keras.tree.pack_sequence_as(model.input, inputs)

@@ -129,7 +129,7 @@ def generate(
     random = np.random.default_rng(seed)
     left = [*prompt]
     while length:
-        outputs = run({recurrent.TOKEN: np.full((1, 1), left.pop(0), np.int32), **states})
+        outputs = run({recurrent.TOKEN: np.array([left.pop(0)], np.int32), **states})
         states = {name: outputs[f"{recurrent.NEXT}{name}"] for name in states}
         if not left:
             left.append(sample(outputs[recurrent.LOGITS][0], temperature, top_k, random))

@@ -106,7 +106,7 @@ class Quantizer:
 
     Attributes:
         refused: the units that stay in float32 in any case: exact ones, and those that no runtime
-            would take in int8.
+            would take in int8, such as a SPLIT of which a part is not read.
 
     Raises:
         ExportError: the model holds a loop, which cannot be calibrated.
@@ -124,7 +124,12 @@ class Quantizer:
         with _quietly():
             self._ranges = _ranges(model, calibration)
         self._exact = exact
-        exactly = [unit for unit in self.units if unit.exact]
+        unread = {*_unread(model)}
+        exactly = [
+            unit
+            for unit in self.units
+            if unit.exact or unread & {name for node in unit.nodes for name in node.split(";")}
+        ]
         self.refused = [*exactly, *_refused(self._quantized(keep=exactly), self.units)]
 
     def __call__(
@@ -312,6 +317,8 @@ def _ranges(model: bytes, calibration) -> dict:
 
     manager = recipe_manager.RecipeManager()
     manager.load_quantization_recipe(recipe.static_wi8_ai8())
+    # The calibrator asks for every result, and XNNPACK keeps none that nobody reads.
+    model = exposed(model, _unread(model))
     observer = calibrator.Calibrator(model, num_threads=2, qsv_update_func=qsv_utils.min_max_update)
     count = len(next(iter(calibration.values())))
     feeds = [{name: array[i : i + 1] for name, array in calibration.items()} for i in range(count)]
@@ -324,6 +331,16 @@ def _ranges(model: bytes, calibration) -> dict:
         if not np.any(seen["min"]) and not np.any(seen["max"]):
             seen["max"] = np.ones_like(seen["max"])
     return ranges
+
+
+def _unread(model: bytes) -> list[str]:
+    """Return the results of the main graph that are neither read nor returned."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.ModelT.InitFromPackedBuf(model).subgraphs[0]
+    read = {int(i) for operator in graph.operators for i in operator.inputs}
+    made = {int(i) for operator in graph.operators for i in operator.outputs}
+    return [_name(graph.tensors[i]) for i in sorted(made - read - {*map(int, graph.outputs)})]
 
 
 def _places(model: bytes) -> dict[str, int]:

@@ -105,10 +105,14 @@ class Cell(keras.layers.SimpleRNNCell, abc.ABC):
         x = ops.matmul(inputs, self.kernel)
         return self.normalize(x, self.kernel_gain) if self.layer_norm else x
 
-    def recur(self, h, columns=slice(None)):
+    def recur(self, h, columns: slice | None = None):
         """Return U h, or some of its columns."""
-        z = ops.matmul(h, self.recurrent_kernel[:, columns])
-        return self.normalize(z, self.recurrent_gain[columns]) if self.layer_norm else z
+        # tf2onnx knows an LSTM by its whole U: even a slice of all of it hides it.
+        kernel = self.recurrent_kernel if columns is None else self.recurrent_kernel[:, columns]
+        z = ops.matmul(h, kernel)
+        return (
+            self.normalize(z, self.recurrent_gain[columns or slice(None)]) if self.layer_norm else z
+        )
 
     def normalize(self, x, gain):
         """Return x of mean 0 and variance 1 along the last axis, times a gain."""

@@ -141,8 +141,8 @@ class Language(Recipe):
             excerpts(split.tokens, *_TRIED) for split in (data.train, data.test)
         )
         return {
-            "calibration": calibration[..., None],
-            "evaluation": (tokens[..., None], targets),
+            "calibration": calibration,
+            "evaluation": (tokens, targets),
             "metric": recurrent.log_likelihood,
             "max_loss": self.max_loss,
             "vocabulary": data.vocabulary.describe(),

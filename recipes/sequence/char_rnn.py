@@ -32,18 +32,18 @@ from tiffin.recipes.engine.text_data import TextData, load_characters
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {  # year, steps, parameters, MACs, error, data
-    "char_lstm": (1997, 100, 0, 0, None, "tinyshakespeare"),
-    "char_peephole_lstm": (2002, 100, 0, 0, None, "tinyshakespeare"),
-    "char_coupled_lstm": (2015, 100, 0, 0, None, "tinyshakespeare"),
-    "char_gru": (2014, 100, 0, 0, None, "tinyshakespeare"),
-    "char_simple_rnn": (1990, 100, 0, 0, None, "tinyshakespeare"),
+    "char_lstm": (1997, 100, 718_849, 71_308_800, None, "tinyshakespeare"),
+    "char_peephole_lstm": (2002, 100, 720_001, 71_308_800, None, "tinyshakespeare"),
+    "char_coupled_lstm": (2017, 100, 722_817, 71_724_800, None, "tinyshakespeare"),
+    "char_gru": (2014, 100, 724_161, 71_724_800, None, "tinyshakespeare"),
+    "char_simple_rnn": (1990, 100, 720_801, 71_579_200, None, "tinyshakespeare"),
 }
 CELLS = {  # cell, units
     "char_lstm": (LSTMCell, 384),
     "char_peephole_lstm": (PeepholeLSTMCell, 384),
     "char_coupled_lstm": (CoupledLSTMCell, 448),
     "char_gru": (GRUCell, 448),
-    "char_simple_rnn": (SimpleRNNCell, 800),
+    "char_simple_rnn": (SimpleRNNCell, 784),
 }
 
 
@@ -82,7 +82,7 @@ def char_rnn(
     for i in range(1, depth + 1):
         x = layers.Dropout(dropout, name=f"dropout_{i}")(x) if dropout else x
         options = {"recurrent_dropout": recurrent_dropout, "layer_norm": layer_norm}
-        own = cell(units or width, name=f"cell_{i}", **options)
+        own = cell(width if units is None else units, name=f"cell_{i}", **options)
         x = Recurrent(own, return_sequences=True, name=f"rnn_{i}")(x)
     x = layers.Dropout(dropout, name="dropout")(x) if dropout else x
     return keras.Model(

@@ -12,6 +12,7 @@ from tiffin.layers import (
     GRUCell,
     LSTMCell,
     PeepholeLSTMCell,
+    Recurrent,
     SimpleRNNCell,
 )
 
@@ -136,3 +137,149 @@ def test_steps_states_and_gradients_through_time_equal_torch_in_float64(name):
     for path, got, wanted in zip(("x", *states, *paths), gradients(loss, *arrays), exact):
         scale = max(1.0, float(wanted.grad.abs().max()))
         np.testing.assert_allclose(got, wanted.grad, atol=1e-5 * scale, err_msg=str(path))
+
+
+def plain(name: str, **options) -> keras.layers.RNN:
+    cell, own = KINDS[name]
+    return keras.layers.RNN(cell(UNITS, **own), return_sequences=True, **options)
+
+
+def twins(name: str, **options):
+    """The same weights in keras.layers.RNN and in Recurrent."""
+    slow = plain(name, **options)
+    slow.build((BATCH, STEPS, FEATURES))
+    fast = Recurrent(slow.cell, return_sequences=True, **options)
+    fast.build((BATCH, STEPS, FEATURES))
+    return slow, fast
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [(name, {}) for name in KINDS] + [("lstm", {o: True}) for o in ("go_backwards", "unroll")],
+    ids=str,
+)
+def test_all_steps_at_once_are_what_one_step_after_the_other_is(name, options):
+    slow, fast = twins(name, **options)
+    x, mask = normal(BATCH, STEPS, FEATURES), np.ones((BATCH, STEPS), bool)
+    mask[0, 7:], mask[1, 4:6] = False, False
+    for seen in (None, ops.convert_to_tensor(mask)):
+        expected = values(slow(x, mask=seen, training=False))
+        for training in (True, False):
+            got = values(fast(x, mask=seen, training=training))
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (SimpleRNNCell, keras.layers.SimpleRNN),
+        (LSTMCell, keras.layers.LSTM),
+        (GRUCell, keras.layers.GRU),
+    ],
+)
+def test_weights_of_keras_own_layers_fit(ours, theirs):
+    x = normal(BATCH, STEPS, FEATURES)
+    theirs, ours = theirs(UNITS), Recurrent(ours(UNITS))
+    expected = values(theirs(x))
+    ours.build(x.shape)
+    theirs_first = [values(w) for w in theirs.trainable_variables]
+    for one, other in zip(theirs_first, ours.trainable_variables):
+        assert one.shape == tuple(other.shape)
+    ours.set_weights(theirs_first)
+    np.testing.assert_allclose(values(ours(x)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [keras.layers.RNN, Recurrent])
+def test_dropout_is_the_same_at_every_step(kind):
+    """A cell that adds up what it is shown, so that the masks can be read off its states."""
+    cell = SimpleRNNCell(
+        40,
+        activation="linear",
+        use_bias=False,
+        kernel_initializer="identity",
+        recurrent_initializer="zeros",
+        dropout=0.5,
+    )
+    layer = kind(cell, return_sequences=True)
+    seen = values(layer(np.ones((2, 6, 40), "float32"), training=True))
+    assert {*np.unique(seen)} == {0.0, 2.0}
+    assert (seen == seen[:, :1]).all() and (seen[0] != seen[1]).any()
+    assert (values(layer(np.ones((2, 6, 40), "float32"), training=True)) != seen).any()
+    assert (values(layer(np.ones((2, 6, 40), "float32"), training=False)) == 1).all()
+    cell = SimpleRNNCell(
+        40,
+        activation="linear",
+        use_bias=False,
+        kernel_initializer="zeros",
+        recurrent_initializer="identity",
+        recurrent_dropout=0.5,
+    )
+    layer = kind(cell, return_sequences=True)
+    begin = ops.ones((2, 40))
+    seen = values(layer(np.ones((2, 3, 3), "float32"), initial_state=begin, training=True))
+    first = seen[:, 0]
+    assert {*np.unique(first)} == {0.0, 2.0}
+    np.testing.assert_array_equal(seen[:, 1], first * 2)
+    np.testing.assert_array_equal(seen[:, 2], first * 4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_states_are_carried_from_call_to_call(name):
+    x = normal(BATCH, STEPS, FEATURES)
+    whole, _ = twins(name)
+    carried = Recurrent(whole.cell, return_sequences=True, stateful=True)
+    carried.build((BATCH, None, FEATURES))
+    pieces = [values(carried(x[:, i : i + 4], training=True)) for i in range(0, STEPS, 4)]
+    np.testing.assert_allclose(np.concatenate(pieces, 1), values(whole(x)), atol=1e-5)
+    carried.reset_state()
+    np.testing.assert_allclose(values(carried(x[:, :4])), pieces[0], atol=1e-6)
+
+
+def test_a_stateful_network_trains_and_carries_its_states():
+    inputs = keras.Input(batch_shape=(4, None, FEATURES))
+    layer = Recurrent(LSTMCell(UNITS), stateful=True)
+    model = keras.Model(inputs, keras.layers.Dense(1)(layer(inputs)))
+    model.compile("sgd", "mse")
+    model.fit(normal(8, 5, FEATURES), normal(8, 1), batch_size=4, shuffle=False, verbose=0)
+    assert all(np.abs(values(state)).max() > 0.01 for state in layer.states)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_cells_are_saved_and_loaded_in_both_directions(name, tmp_path):
+    cell, options = KINDS[name]
+    inputs = keras.Input((STEPS, FEATURES))
+    x = keras.layers.Masking()(inputs)
+    both = keras.layers.Bidirectional(Recurrent(cell(UNITS, **options), return_sequences=True))
+    stacked = Recurrent(cell(UNITS, recurrent_dropout=0.1, **options), return_state=True)
+    model = keras.Model(inputs, stacked(both(x)))
+    x = normal(2, STEPS, FEATURES)
+    x[0, 8:] = 0
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for one, other in zip(model(x), again(x)):
+        np.testing.assert_allclose(values(one), values(other), atol=1e-6)
+    changed = x.copy()
+    changed[1, -1] += 1
+    assert np.abs(values(model(changed)[0]) - values(model(x)[0]))[1].max() > 1e-4
+
+
+def test_gates_begin_open_to_the_past():
+    for cell, place, value in ((LSTMCell, 1, 1), (CoupledLSTMCell, 0, -1)):
+        layer = cell(3)
+        layer.build((None, 2))
+        blocks = values(layer.bias).reshape(-1, 3)
+        assert (blocks[place] == value).all() and not np.delete(blocks, place, 0).any()
+        layer = cell(3, unit_forget_bias=False)
+        layer.build((None, 2))
+        assert not values(layer.bias).any()
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(ValueError, match="dropout=1.5"):
+        LSTMCell(3, dropout=1.5)
+    with pytest.raises(ValueError, match="recurrent_dropout=1 "):
+        GRUCell(3, recurrent_dropout=1)
+    with pytest.raises(ValueError, match="units"):
+        LSTMCell(0)
+    with pytest.raises(TypeError, match="not LSTMCell: give that to keras.layers.RNN"):
+        Recurrent(keras.layers.LSTMCell(3))
