@@ -10,6 +10,7 @@ Markdown that its script prints, kept as docs/results/NAME.md.
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ def of_files(run: dict) -> list[str]:
     whole, small = files.get(("tflite", "fp32")), files.get(("tflite", "int8"))
     if not whole or not small:
         return ["-"] * 3
-    loss = 100 * (run["export"]["reference"]["value"] - small["metric"])
+    loss = run["export"]["reference"]["value"] - small["metric"]
+    loss = 100 * (math.expm1(loss) if run["task"] == "language" else loss)
     return [
         f"{loss:+.2f}",
         f"{whole['bytes'] / 1e6:.2f} / {small['bytes'] / 1e6:.2f}",
@@ -83,6 +85,12 @@ TASKS = {
         "mAP50 {map50:.2%} (11 points {map50_11_points:.2%}), COCO AP {coco[AP]:.2%} of "
         "{examples:,} images, {images_per_second:.1f} images a second",
     ),
+    "language": (
+        ["nats a token", "bits", "perplexity"],
+        lambda test: [f"{test[name]:.4f}" for name in ("nats", "bits", "perplexity")],
+        "{nats:.4f} nats a token, {bits:.4f} bits, perplexity {perplexity:.3f} over {examples:,} "
+        "tokens",
+    ),
 }
 
 
@@ -114,17 +122,19 @@ def results() -> str:
                     *of_files(run),
                 ]
             )
+            size = "x".join(str(n or "any length") for n in run["input_shape"])
             sections.append(f"## {name}\n\n```bash\n{run['command']}\n```")
             sections.append(
                 f"Test split: {sentence.format(**test)}; {run['parameters']:,} parameters at "
-                f"{'x'.join(map(str, run['input_shape']))}; {run['epochs']} epochs in "
+                f"{size}; {run['epochs']} epochs in "
                 f"{run['minutes']:.1f} minutes on {run['backend']}."
             )
             if "export" in run:
                 sections.append(files_table(run["export"]))
         if rows:
             header = ["run", "model", "data", "parameters", "epochs", "minutes", *columns]
-            header += ["int8 loss, points", "MB fp32 / int8", "ms fp32 / int8"]
+            unit = "% of perplexity" if task == "language" else "points"
+            header += [f"int8 loss, {unit}", "MB fp32 / int8", "ms fp32 / int8"]
             parts += [f"## {task.capitalize()}", table(header, rows)]
     benchmarks = [path.read_text().strip() for path in sorted(RESULTS.glob("*.md"))]
     return "\n\n".join([*parts, *benchmarks, "# The runs", *sections]) + "\n"
