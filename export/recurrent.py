@@ -1,6 +1,6 @@
 """Recurrent networks as step functions: what was state becomes inputs and outputs of the file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -37,37 +37,50 @@ def step_model(model):
     kinds = (keras.layers.RNN, keras.layers.Bidirectional)
     if not any(isinstance(layer, kinds) for layer in model.layers):
         raise InputError(f"{model.name} has no recurrent layer, and so no step function.")
-    inputs, known, handed = [], {}, {}
+    inputs, steps, handed = [], [], {}
     for tensor in model.inputs:
         integers = keras.backend.standardize_dtype(tensor.dtype).startswith(("int", "uint"))
         name = TOKEN if integers and len(model.inputs) == 1 else tensor.name
         inputs.append(keras.Input(tensor.shape[2:], dtype=tensor.dtype, name=name))
-        known[id(tensor)] = keras.layers.Reshape((1, *tensor.shape[2:]), name=f"{name}_step")(
-            inputs[-1]
-        )
+        one = keras.layers.Reshape((1, *tensor.shape[2:]), name=f"{name}_step")
+        steps.append(one(inputs[-1]))
+
+    def call(layer, *arguments, **options):
+        _require_steps(layer, arguments, options)
+        if not isinstance(layer, keras.layers.RNN):
+            return layer(*arguments, **options)
+        step = RecurrentStep(layer.cell, name=layer.name)
+        states = [keras.Input((size,), name=name) for name, size in step.states()]
+        y, *new = step(arguments[0], *states)
+        inputs.extend(states)
+        handed.update({f"{NEXT}{s.name}": n for s, n in zip(states, new, strict=True)})
+        return y
+
+    own = sorted(model.output) if isinstance(model.output, dict) else model.output_names
+    outputs = {
+        name: keras.layers.Reshape(y.shape[2:], name=f"{name}_of_step")(y)
+        for name, y in zip(own, called(model, steps, call), strict=True)
+    }
+    return keras.Model(inputs, outputs | handed, name=model.name)
+
+
+def called(model, inputs: Sequence, call: Callable) -> list:
+    """Run a functional model's layers on other inputs; returns its outputs.
+
+    Args:
+        model: the model.
+        inputs: a tensor for each of its own.
+        call: `call(layer, *arguments, **options)`, in the place of the layer's own.
+    """
+    known = {id(own): given for own, given in zip(model.inputs, inputs, strict=True)}
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
-            layer = node.operation
             if node.is_input:
                 continue
             arguments, options = node.arguments.fill_in(known)
-            _require_steps(layer, arguments, options)
-            if isinstance(layer, keras.layers.RNN):
-                step = RecurrentStep(layer.cell, name=layer.name)
-                states = [keras.Input((size,), name=name) for name, size in step.states()]
-                y, *new = step(arguments[0], *states)
-                inputs += states
-                handed |= {f"{NEXT}{s.name}": n for s, n in zip(states, new, strict=True)}
-            else:
-                y = layer(*arguments, **options)
-            for old, one in zip(node.output_tensors, keras.tree.flatten(y), strict=False):
-                known[id(old)] = one
-    own = sorted(model.output) if isinstance(model.output, dict) else model.output_names
-    outputs = {
-        name: keras.layers.Reshape(known[id(t)].shape[2:], name=f"{name}_of_step")(known[id(t)])
-        for name, t in zip(own, model.outputs, strict=True)
-    }
-    return keras.Model(inputs, outputs | handed, name=model.name)
+            results = keras.tree.flatten(call(node.operation, *arguments, **options))
+            known |= {id(t): y for t, y in zip(node.output_tensors, results, strict=False)}
+    return [known[id(tensor)] for tensor in model.outputs]
 
 
 @keras.saving.register_keras_serializable("tiffin")

@@ -29,17 +29,18 @@ def rebuilt(model: keras.Model, rows: int | None = None) -> keras.Model:
     """Return a language model that shares all weights, for texts of any length.
 
     Args:
-        model: a chain of layers from tokens `[batch, steps]`.
+        model: from tokens `[batch, steps]`.
         rows: of the batch, whose states are carried from one call to the next then; None: every
             call begins anew, with a batch of any size.
     """
     tokens = keras.Input(batch_shape=(rows, None), dtype="int32", name="tokens")
-    x = tokens
-    for layer in model.layers[1:]:
+
+    def call(layer, *arguments, **options):
         if isinstance(layer, Recurrent):
             layer = layer.sharing(stateful=rows is not None)
-        x = layer(x)
-    return keras.Model(tokens, x, name=model.name)
+        return layer(*arguments, **options)
+
+    return keras.Model(tokens, recurrent.called(model, [tokens], call)[0], name=model.name)
 
 
 class CarryStates(keras.callbacks.Callback):
