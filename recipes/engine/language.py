@@ -62,9 +62,9 @@ class Language(Recipe):
     """`pydoc` (embedded: the reference of the Python language), or a text file, plain or .gz."""
     encoding: str = "utf-8"
     """Of the text file."""
-    steps: int = 100
+    steps: int = 50
     """Tokens that are read between two updates; the gradient ends there, the state goes on."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Places of the text that are read at the same time."""
     optimizer: OptimizerName = "adam"
     learning_rate: float = 2e-3
