@@ -6,6 +6,7 @@ This module is loaded before the command is known: numpy and the runtimes are im
 import collections
 import dataclasses
 import importlib
+import itertools
 import math
 import os
 import random
@@ -474,11 +475,15 @@ class Generate:
             run = runtime.load(file)
             states = recurrent.of_language(run)
         seed = random.randrange(2**32) if self.seed is None else self.seed
-        print(self.prompt, end="", flush=True)
-        for token in text.generate(
-            run, states, prompt, self.length, self.temperature, self.top_k, seed
+        tokens, shown = [*prompt], ""
+        for token in itertools.chain(
+            [None],
+            text.generate(run, states, prompt, self.length, self.temperature, self.top_k, seed),
         ):
-            print(vocabulary.decode([token]), end="", flush=True)
+            tokens += [] if token is None else [token]
+            said = vocabulary.decode(tokens)
+            print(said[len(shown) :], end="", flush=True)
+            shown = said
         print()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +12,21 @@ from tiffin.export import recurrent
 from tiffin.export.documents import VOCABULARY
 from tiffin.export.errors import InputError
 
+KINDS = ("characters", "words", "spaced words")
+UNKNOWN = "<unk>"
+# A word with what is inside it, "don't" and "e.g"; a mark; a line's end.
+_WORDS = re.compile(r"<\w+>|\n|'?\w+(?:['’.-]\w+)*|[^\w\s]")
+_OPENING, _CLOSING = frozenset("([{\n"), frozenset(".,;:!?)]}%\n")
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     """The tokens that a model knows.
 
     Attributes:
-        kind: `characters`.
-        tokens: in the order of the model's numbers.
+        kind: `characters`; `words`, with marks and line ends as words of their own; or `spaced
+            words`, of a text in which spaces already stand between all tokens.
+        tokens: in the order of the model's numbers; of words one is `<unk>`, for all others.
     """
 
     kind: str
@@ -28,29 +36,50 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> np.ndarray:
-        """Return a text's tokens, int32 `[n]`.
+        """Return a text's tokens, int32 `[n]`; unknown words are `<unk>`.
 
         Raises:
             InputError: a character that the model has never seen; the message names them.
         """
         numbers = {token: i for i, token in enumerate(self.tokens)}
-        unknown = sorted({c for c in text if c not in numbers})
-        if unknown:
+        parts = split(self.kind, text)
+        if self.kind != "characters":
+            other = numbers[UNKNOWN]
+            return np.array([numbers.get(part, other) for part in parts], np.int32)
+        if unknown := sorted({*parts} - {*numbers}):
             shown = " ".join(repr(c) for c in unknown[:10])
             some = " and others" if len(unknown) > 10 else ""
             raise InputError(
                 f"The model has never seen {shown}{some}: it knows {len(self)} characters, those "
                 f"of the text that it was trained on. Leave them out."
             )
-        return np.array([numbers[c] for c in text], np.int32)
+        return np.array([numbers[c] for c in parts], np.int32)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of some tokens."""
-        return "".join(self.tokens[int(token)] for token in tokens)
+        """Return the text of some tokens; words get spaces where a person would put them."""
+        parts = [self.tokens[int(token)] for token in tokens]
+        if self.kind == "characters":
+            return "".join(parts)
+        closing = frozenset("\n") if self.kind == "spaced words" else _CLOSING
+        opening = frozenset("\n") if self.kind == "spaced words" else _OPENING
+        text, before = "", "\n"
+        for part in parts:
+            text += part if before in opening or part in closing else f" {part}"
+            before = part
+        return text
 
     def describe(self) -> dict:
         """Return it as JSON values, which `read_vocabulary` reads."""
         return {"format_version": 1, "kind": self.kind, "tokens": list(self.tokens)}
+
+
+def split(kind: str, text: str) -> list[str]:
+    """Return the parts of a text that are tokens; see `Vocabulary.kind`."""
+    if kind == "characters":
+        return [*text]
+    if kind == "words":
+        return _WORDS.findall(text)
+    return [part for part in re.split(r" +|(\n)", text) if part]
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -62,12 +91,13 @@ def read_vocabulary(path: Path) -> Vocabulary:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         kind, tokens = stored["kind"], stored["tokens"]
-        if kind != "characters" or not isinstance(tokens, list) or not tokens:
+        if kind not in KINDS:
             raise ValueError(f"a vocabulary of {kind!r}")
-        if not all(isinstance(t, str) and len(t) == 1 for t in tokens) or len({*tokens}) < len(
-            tokens
-        ):
-            raise ValueError("its tokens are not single characters, each once")
+        known = {*tokens} if isinstance(tokens, list) else set()
+        if not known or len(known) < len(tokens) or not all(isinstance(t, str) for t in known):
+            raise ValueError("its tokens are no list of texts, each once")
+        if max(map(len, known)) > 1 if kind == "characters" else UNKNOWN not in known:
+            raise ValueError(f"its tokens are no {kind}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read as a vocabulary ({error}): copy it from the run that the model "

@@ -42,7 +42,14 @@ class Variant(NamedTuple):
     @property
     def classes(self) -> int:
         """Number of classes that `parameters` and `macs` are for."""
-        known = {"CIFAR-10": 10, "CIFAR-100": 100, "VOC": 20, "COCO": 80, "tinyshakespeare": 65}
+        known = {
+            "CIFAR-10": 10,
+            "CIFAR-100": 100,
+            "VOC": 20,
+            "COCO": 80,
+            "tinyshakespeare": 65,
+            "PTB": 10_000,
+        }
         return known.get(self.data, 1000)
 
 

@@ -1,7 +1,9 @@
 """Text from wherever `--data` points, as numbers, in rows that a recurrent network reads on."""
 
+import collections
 import dataclasses
 import gzip
+import itertools
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiffin.export.errors import InputError
-from tiffin.export.text import Vocabulary
+from tiffin.export.text import UNKNOWN, Vocabulary, split
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 EMBEDDED = "pydoc"
 VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
+SPLIT_NAMES = ("to train", "to validate", "to test")
 _MOST_BYTES = 1_000_000_000
 
 
@@ -136,29 +139,74 @@ class TextData:
         )
 
 
-def load_characters(data: str, encoding: str, rows: int, steps: int) -> TextData:
-    """Read a text as characters; the last tenth is for the test, a twentieth before it to validate.
+def load_text(
+    data: str, encoding: str, rows: int, steps: int, kind: str, size: int | None = None
+) -> TextData:
+    """Read a text as tokens, with the vocabulary of its training part.
 
     Args:
-        data, encoding: see `read_text`.
-        rows: see `TextSplit`.
-        steps: see `TextSplit`.
+        data: see `read_text`, of which the last tenth is for the test and a twentieth before it to
+            validate; or a folder with a file for each, such as ptb.train.txt.
+        encoding: see `read_text`.
+        rows, steps: see `TextSplit`.
+        kind: `characters` or `words`; words of a text that holds `<unk>` are taken as they stand
+            between spaces.
+        size: most words in the vocabulary, the frequent ones; None: all.
 
     Raises:
         InputError: as `read_text`, or the text is too short.
     """
-    text, kind = read_text(data, encoding)
-    vocabulary = Vocabulary("characters", tuple(sorted({*text})))
-    tokens = vocabulary.encode(text)
-    ends = [1 - TEST_SHARE - VALIDATION_SHARE, 1 - TEST_SHARE]
-    train, validation, test = np.split(tokens, [round(len(tokens) * end) for end in ends])
-    if len(train) <= rows * steps or len(validation) <= rows:
-        raise InputError(
-            f"{kind} has {len(tokens):,} characters, too few for {rows} rows of {steps} steps: "
-            "lower --batch-size or --steps, or take a longer text."
-        )
+    texts, name = _parts(data, encoding)
+    if kind == "words" and UNKNOWN in "".join(texts):
+        kind = "spaced words"
+    if len(texts) == 1:
+        parts = split(kind, texts[0])
+        ends = [
+            round(len(parts) * end) for end in (1 - TEST_SHARE - VALIDATION_SHARE, 1 - TEST_SHARE)
+        ]
+        pieces = [parts[: ends[0]], parts[ends[0] : ends[1]], parts[ends[1] :]]
+    else:
+        pieces = [split(kind, text) for text in texts]
+    # Characters of all parts: there is no unknown one that could stand for a rare one.
+    counts = collections.Counter(pieces[0] if kind != "characters" else itertools.chain(*pieces))
+    if kind == "characters":
+        vocabulary = Vocabulary(kind, tuple(sorted(counts)))
+    else:
+        counts.pop(UNKNOWN, None)
+        most = [word for word, _ in counts.most_common(None if size is None else size - 1)]
+        vocabulary = Vocabulary(kind, (UNKNOWN, *most))
+    for piece, least, what in zip(pieces, (rows * steps, rows, rows), SPLIT_NAMES, strict=True):
+        if len(piece) <= least:
+            raise InputError(
+                f"{name} has {len(piece):,} {kind} {what}, too few for {rows} rows"
+                f"{f' of {steps} steps' if least > rows else ''}: lower --batch-size or --steps, "
+                "or take a longer text."
+            )
+    numbers = {token: i for i, token in enumerate(vocabulary.tokens)}
     splits = [
-        TextSplit(part, min(steps, (len(part) - 1) // rows), rows)
-        for part in (train, validation, test)
+        TextSplit(
+            np.array([numbers.get(part, 0) for part in piece], np.int32),
+            min(steps, (len(piece) - 1) // rows),
+            rows,
+        )
+        for piece in pieces
     ]
-    return TextData(*splits, vocabulary, kind)
+    return TextData(*splits, vocabulary, name)
+
+
+def _parts(data: str, encoding: str) -> tuple[list[str], str]:
+    """Return one text to be divided, or the three of a folder, and a name for it."""
+    folder = Path(data).expanduser()
+    if data == EMBEDDED or not folder.is_dir():
+        text, name = read_text(data, encoding)
+        return [text], name
+    texts = []
+    for words in (("train",), ("valid", "val", "dev"), ("test",)):
+        files = [p for p in sorted(folder.iterdir()) if any(w in p.name.lower() for w in words)]
+        if len(files) != 1:
+            raise InputError(
+                f"{folder} has {len(files)} files with {' or '.join(words)} in their names: there "
+                "must be one to train, one to validate and one to test; or name a single file."
+            )
+        texts.append(read_text(str(files[0]), encoding)[0])
+    return texts, folder.name

@@ -28,7 +28,7 @@ from tiffin.layers import (
     SimpleRNNCell,
 )
 from tiffin.recipes.engine.language import Language
-from tiffin.recipes.engine.text_data import TextData, load_characters
+from tiffin.recipes.engine.text_data import TextData, load_text
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {  # year, steps, parameters, MACs, error, data
@@ -110,7 +110,7 @@ class Config(Language):
     builder = staticmethod(char_rnn)
 
     def load_data(self) -> TextData:
-        return load_characters(self.data, self.encoding, self.batch_size, self.steps)
+        return load_text(self.data, self.encoding, self.batch_size, self.steps, "characters")
 
 
 if __name__ == "__main__":

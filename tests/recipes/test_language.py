@@ -15,8 +15,10 @@ from tiffin import recipes
 from tiffin.export import InputError, recurrent, text
 from tiffin.export.text import Vocabulary
 from tiffin.recipes.engine import language, registry, summary
-from tiffin.recipes.engine.text_data import TextSplit, load_characters, read_text
+from tiffin.recipes.engine.text_data import TextSplit, load_text, read_text
+from tiffin.recipes.sequence import word_lm
 from tiffin.recipes.sequence.char_rnn import CELLS, Config
+from tiffin.recipes.sequence.word_lm import SIZES
 
 VERSE = "the cat sat on the mat, and the dog lay on the log.\n"
 
@@ -40,13 +42,13 @@ def run(tmp_path_factory):
     return folder / "run", config.run()
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [*CELLS, *SIZES])
 def test_variants_have_as_many_parameters_and_macs_as_their_table_says(name):
     row = registry.find(name).variants[name]
     model = recipes.build(name)
     assert summary.trainable(model) == row.parameters
     assert sum(r.macs for r in summary.rows(model)) == row.macs
-    assert abs(row.parameters / 720_000 - 1) < 0.01
+    assert name not in CELLS or abs(row.parameters / 720_000 - 1) < 0.01
     assert name in summary.text(model)
 
 
@@ -70,6 +72,51 @@ def test_a_verse_is_learned_by_heart_and_leaves_in_six_files(run):
     assert "the " in (directory / language.SAMPLES).read_text()
     card = (directory / "export/README.md").read_text()
     assert "zeros as states" in card and "log_likelihood" in card
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_words_are_learned_and_leave_with_their_vocabulary(tied, tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for part, times in (("train", 150), ("valid", 20), ("test", 20)):
+        (folder / f"verse.{part}.txt").write_text((VERSE + "a zebra's here!\n") * times)
+    config = word_lm.Config(
+        data=str(folder), vocabulary=14, units=32, tied=tied, batch_size=5, epochs=12,
+        dropout=0.1, learning_rate=3.0, export=True, output=tmp_path / "run",
+    )  # fmt: skip
+    metrics = config.run()
+    assert (config.steps, config.clip_norm, config.decay_factor) == (20, 5.0, 0.5)
+    assert metrics["test"]["perplexity"] < 2
+    assert len(metrics["export"]["files"]) == 6
+    stored = text.find_vocabulary(tmp_path / "run/model.keras")
+    assert stored.kind == "words" and len(stored) == 14 and stored.tokens[0] == "<unk>"
+    said = written(capsys, tmp_path / "run", prompt="the cat sat on the", length=30)
+    assert "the cat sat on the mat, and the dog lay on the log.\n" in said
+
+
+def test_a_variant_gives_what_was_not_asked_for():
+    config = word_lm.Config(model="word_lm_medium", dropout=0.1)
+    config.take_defaults()
+    assert (config.steps, config.epochs, config.dropout, config.clip_norm) == (35, 39, 0.1, 5.0)
+    assert len(config.milestones) == 33 and config.milestones[0] == 6 / 39
+    model = recipes.build("word_lm_small", classes=50)
+    model.compile()
+    config = word_lm.Config()
+    config.take_defaults()
+    config.compile(model, steps=100, epochs=13)
+    rates = [float(model.optimizer._learning_rate(100 * e)) for e in (0, 3, 4, 5, 12)]
+    assert rates == pytest.approx([20, 20, 10, 5, 20 / 2**9])
+    assert model.optimizer.global_clipnorm == 5 / 20
+
+
+def test_words_are_parted_and_joined_as_people_write_them():
+    said = 'He said: "don\'t (ever) go, e.g. to <unk>!"\nNo.'
+    parts = text.split("words", said)
+    assert parts[:5] == ["He", "said", ":", '"', "don't"] and "<unk>" in parts and "\n" in parts
+    words = Vocabulary("words", ("<unk>", "go", ",", "(", "ever", ")", "\n"))
+    assert words.decode(words.encode("go, (ever)\n go elsewhere")) == "go, (ever)\ngo <unk>"
+    spaced = Vocabulary("spaced words", ("<unk>", "mr.", "n't", "\n"))
+    assert spaced.decode(spaced.encode("mr.  does n't \n mr.\n")) == "mr. <unk> n't\nmr.\n"
 
 
 def written(capsys, file, **options) -> str:
@@ -176,20 +223,18 @@ def test_texts_are_read_plain_and_packed(tmp_path):
         ("old.txt", b"gr\xfc\xdfe", r"is not utf-8: byte 2 is 0xfc.*latin-1"),
         ("cut.txt.gz", gzip.compress(b"hello" * 1000)[:40], "cannot be read .*download it again"),
         ("plain.txt.gz", b"hello", "cannot be read .*gzip"),
-        ("short.txt", b"hello", "has 5 characters, too few for 4 rows of 10 steps"),
+        ("short.txt", b"hello", "has 4 characters to train, too few for 4 rows of 10 steps"),
     ],
 )
 def test_what_is_no_text_is_told(name, content, said, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
-        load_characters(str(tmp_path / name), "utf-8", 4, 10)
+        load_text(str(tmp_path / name), "utf-8", 4, 10, "characters")
 
 
 def test_missing_texts_and_unknown_encodings_are_told(tmp_path):
     with pytest.raises(InputError, match="there is no such file"):
         read_text(str(tmp_path / "nothing.txt"))
-    with pytest.raises(InputError, match="there is no such file"):
-        read_text(str(tmp_path))
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(InputError, match="--encoding utf-9 is unknown"):
         read_text(str(tmp_path / "a.txt"), "utf-9")
@@ -214,6 +259,19 @@ def test_unknown_characters_and_damaged_vocabularies_are_told(tmp_path):
         path.write_text(content)
         with pytest.raises(InputError, match=r"cannot be read as a vocabulary"):
             text.read_vocabulary(path)
+
+
+def test_folders_need_a_text_for_each_part(tmp_path):
+    (tmp_path / "a.train.txt").write_text(VERSE * 9)
+    with pytest.raises(InputError, match="has 0 files with valid or val or dev in their names"):
+        load_text(str(tmp_path), "utf-8", 2, 3, "words")
+    for name in ("a.valid.txt", "a.test.txt"):
+        (tmp_path / name).write_text("the <unk> sat on a gnu\n" * 9)
+    data = load_text(str(tmp_path), "utf-8", 2, 3, "words")
+    assert data.vocabulary.kind == "spaced words" and data.vocabulary.tokens[0] == "<unk>"
+    assert list(data.test.tokens[:3]) == [data.vocabulary.tokens.index("the"), 0, 4]
+    with pytest.raises(InputError, match="there is no such file"):
+        read_text(str(tmp_path))
 
 
 @pytest.mark.parametrize(
