@@ -25,19 +25,22 @@ _WINDOW = 500  # steps at once when a text is read for its likelihood
 _TRIED = (40, 100)  # sequences and steps that exported files are compared on
 
 
-def rebuilt(model: keras.Model, rows: int | None = None) -> keras.Model:
-    """Return a language model that shares all weights, for texts of any length.
+def rebuilt(model: keras.Model, rows: int | None = None, steps: int | None = None) -> keras.Model:
+    """Return a language model that shares all weights.
 
     Args:
         model: from tokens `[batch, steps]`.
         rows: of the batch, whose states are carried from one call to the next then; None: every
             call begins anew, with a batch of any size.
+        steps: of all its texts; None: of any number.
     """
-    tokens = keras.Input(batch_shape=(rows, None), dtype="int32", name="tokens")
+    tokens = keras.Input(batch_shape=(rows, steps), dtype="int32", name="tokens")
+    # TensorFlow trains faster without a loop, other compilers take too long then.
+    unroll = steps is not None and keras.backend.backend() == "tensorflow"
 
     def call(layer, *arguments, **options):
         if isinstance(layer, Recurrent):
-            layer = layer.sharing(stateful=rows is not None)
+            layer = layer.sharing(stateful=rows is not None, unroll=unroll)
         return layer(*arguments, **options)
 
     return keras.Model(tokens, recurrent.called(model, [tokens], call)[0], name=model.name)
@@ -97,7 +100,8 @@ class Language(Recipe):
             model = self.builder(self.model, (None,), len(data.vocabulary), **given)
         except ValueError as error:
             raise InputError(f"{self.model} cannot be built: {error}") from error
-        return rebuilt(model, self.batch_size)
+        same = data.validation.steps == data.train.steps  # else the text is short
+        return rebuilt(model, self.batch_size, self.steps if same else None)
 
     def inference(self, model: keras.Model) -> keras.Model:
         return rebuilt(model)
