@@ -25,6 +25,7 @@ import torch
 
 from tiffin.export import recurrent, runtime, stage, text
 from tiffin.export.documents import table
+from tiffin.export.steps import step_model
 
 # name: (rows, steps, vocabulary, embedding, units, depth)
 NETWORKS = {
@@ -120,7 +121,7 @@ def writing(name: str, tokens: int, rounds: int, folder: Path) -> list[list]:
     from tiffin.recipes import build
 
     _, _, vocabulary, *sizes = NETWORKS[name]
-    step = recurrent.step_model(build(name))
+    step = step_model(build(name))
     sentences = np.random.default_rng(0).integers(0, vocabulary, (20, 20)).astype("int32")
     # Judged by what it makes of the text: states of a network that was never trained are noise.
     judged = {"evaluation": (sentences[:, :-1], sentences[:, 1:]), "max_loss": 0.1}

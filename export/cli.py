@@ -87,8 +87,10 @@ class Export:
         """Export, and print the table of files."""
         normalization = parse_normalization(self.normalization)
         _import_layers(self.imports)
-        from tiffin.export import detections, documents, proposals, runtime, stage, text
+        from tiffin.export import detections, documents, proposals, runtime, text
 
+        with runtime.quiet():
+            from tiffin.export import stage
         path = _model_file(self.model)
         labels = read_label_file(self.labels) if self.labels else find_labels(path)
         model = self._shaped(runtime.read_keras(path))
@@ -123,7 +125,7 @@ class Export:
 
     def _shaped(self, model):
         """Return the model, or what of a recurrent one was asked for."""
-        from tiffin.export import recurrent
+        from tiffin.export.steps import step_model, with_length
 
         if self.length is not None and self.length < 1:
             raise InputError(f"--length {self.length}: it must be at least 1.")
@@ -132,9 +134,9 @@ class Export:
         if self.unroll and self.length is None:
             raise InputError("--unroll needs to know how often: give --length, too.")
         if self.step:
-            return recurrent.step_model(model)
+            return step_model(model)
         if self.length is not None:
-            return recurrent.with_length(model, self.length, self.unroll)
+            return with_length(model, self.length, self.unroll)
         return model
 
 
@@ -470,7 +472,9 @@ class Generate:
         prompt = vocabulary.encode(self.prompt)
         if file.suffix == ".keras":
             _import_layers(self.imports)
-            run, states = recurrent.of_keras(recurrent.step_model(runtime.read_keras(file)))
+            from tiffin.export.steps import step_model
+
+            run, states = recurrent.of_keras(step_model(runtime.read_keras(file)))
         else:
             run = runtime.load(file)
             states = recurrent.of_language(run)

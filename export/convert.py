@@ -214,7 +214,8 @@ def _port(name: str, tensor, input_dtype: str | None = None) -> Port:
     if None in shape:
         raise InputError(
             f"'{name}' has the shape {tuple(tensor.shape)}: only the batch may stay open in an "
-            "export. Build the model with every other size given."
+            "export. Build the model with every other size given; a recurrent one can leave as a "
+            "single step (--step, steps.step_model) or for one length (--length, with_length)."
         )
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     image = (

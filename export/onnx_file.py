@@ -383,12 +383,18 @@ def _quantize_dynamically(proto):
     import onnx
     from onnxruntime import quantization
 
+    kinds = ["MatMul", "Gemm", "LSTM"]
+    if not any(
+        attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute
+    ):
+        # A loop's body reads what is around it by names that the quantizer would change.
+        kinds.append("Gather")
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         quantization.quantize_dynamic(
             proto,
             path,
-            op_types_to_quantize=["MatMul", "Gemm", "LSTM", "Gather"],
+            op_types_to_quantize=kinds,
             per_channel=True,
             reduce_range=True,  # as in Quantizer
             weight_type=quantization.QuantType.QInt8,

@@ -83,7 +83,7 @@ def export(
     made again with the few layers in float32 that cost most; the manifest lists them as the file's
     `float_layers`, and the table of all layers is written to `explain.csv`.
 
-    A step function (`recurrent.step_model`) is run along sequences, each state that it returns
+    A step function (`steps.step_model`) is run along sequences, each state that it returns
     handed to it at the next step: examples have an axis of steps behind the batch then, and there
     are none of states. A language model's also has to go on greedily as Keras does.
 

@@ -135,7 +135,7 @@ class Copy:
         write_text(self.file, entry.path.read_text())
         print(f"{self.file} is the recipe {entry.name}: change it, and run it by")
         model = f" --model {self.name}" if self.name != entry.name else ""
-        print(f"  python {self.file}{model} --data digits")
+        print(f"  python {self.file}{model}")
 
 
 COMMANDS = {"summary": Summary, "copy": Copy, **cli.COMMANDS}

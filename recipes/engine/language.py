@@ -13,6 +13,7 @@ from tiffin.export import recurrent, text
 from tiffin.export.documents import VOCABULARY
 from tiffin.export.errors import InputError
 from tiffin.export.files import write_json, write_text
+from tiffin.export.steps import called, step_model
 from tiffin.layers import Recurrent
 from tiffin.recipes.engine import registry
 from tiffin.recipes.engine.optimizers import OptimizerName
@@ -43,7 +44,7 @@ def rebuilt(model: keras.Model, rows: int | None = None, steps: int | None = Non
             layer = layer.sharing(stateful=rows is not None, unroll=unroll)
         return layer(*arguments, **options)
 
-    return keras.Model(tokens, recurrent.called(model, [tokens], call)[0], name=model.name)
+    return keras.Model(tokens, called(model, [tokens], call)[0], name=model.name)
 
 
 class CarryStates(keras.callbacks.Callback):
@@ -107,7 +108,7 @@ class Language(Recipe):
         return rebuilt(model)
 
     def exported(self, model: keras.Model) -> keras.Model:
-        return recurrent.step_model(model)
+        return step_model(model)
 
     def callbacks(self, model: keras.Model, data: TextData, directory: Path) -> list:
         return [CarryStates()]

@@ -132,6 +132,7 @@ def trainable(model: keras.Model) -> int:
 def text(model: keras.Model) -> str:
     """Return the table of layers and the totals for people."""
     found = rows(model)
+    sees = len(model.input_shape) == 4  # pictures: what is behind sequences has no field in pixels
     cells = [
         [
             row.name,
@@ -140,11 +141,12 @@ def text(model: keras.Model) -> str:
             f"{row.parameters:,}",
             f"{row.macs / 1e6:,.2f}",
             f"{row.memory / 2**20:.2f}",
-            "all" if row.field is None else row.field,
+            *(["all" if row.field is None else row.field] if sees else []),
         ]
         for row in found
     ]
-    header = ["layer", "kind", "output", "parameters", "MACs, M", "memory, MiB", "receptive field"]
+    header = ["layer", "kind", "output", "parameters", "MACs, M", "memory, MiB"]
+    header += ["receptive field"] if sees else []
     macs = sum(row.macs for row in found)
     memory = sum(row.memory for row in found)
     fields = [row.field for row in found if row.field is not None]
@@ -153,13 +155,17 @@ def text(model: keras.Model) -> str:
         [
             table(header, cells),
             "",
-            f"{model.name} at {size}, one picture:",
+            f"{model.name} at {size}, one {'picture' if sees else 'sequence'}:",
             f"  parameters       {model.count_params():,}, {trainable(model):,} of them trainable "
             f"({4 * model.count_params() / 2**20:.1f} MiB in float32)",
             f"  MACs             {macs / 1e6:,.1f} M multiply-accumulates of convolutions and "
             "matrix products",
             f"  memory           {memory / 2**20:.1f} MiB, if every layer's output is kept in "
             f"float32; the largest is {max(r.memory for r in found) / 2**20:.1f} MiB",
-            f"  receptive field  {max(fields)} pixels along a side in the last feature map",
+            *(
+                [f"  receptive field  {max(fields)} pixels along a side in the last feature map"]
+                if sees
+                else []
+            ),
         ]
     )

@@ -8,6 +8,7 @@ from keras import layers
 
 import tiffin.export
 from tiffin.export import ExportError, InputError, recurrent, runtime
+from tiffin.export.steps import step_model, with_length
 from tiffin.layers import CoupledLSTMCell, LSTMCell, PeepholeLSTMCell, Recurrent
 
 WORDS, UNITS, STEPS = 11, 6, 9
@@ -41,7 +42,7 @@ def sentences(count=8, steps=STEPS):
 @pytest.mark.parametrize("name", RNNS)
 def test_steps_with_states_handed_on_are_the_sequence(name):
     model = language_model(RNNS[name](), RNNS["lstm"]())
-    step = recurrent.step_model(model)
+    step = step_model(model)
     assert step.inputs[0].name == "token" and step.output["logits"].shape == (None, 11)
     run, states = recurrent.of_keras(step)
     assert len(states) == {"gru": 1, "simple_rnn": 1, "stacked": 3}.get(name, 2) + 2
@@ -57,7 +58,7 @@ def test_features_and_dictionaries_are_stepped_too():
     series, more = keras.Input((None, 3), name="series"), keras.Input((None, 2), name="more")
     x = layers.GRU(4, return_sequences=True, name="memory")(layers.Concatenate()([series, more]))
     model = keras.Model([series, more], {"level": layers.Dense(1)(x), "state": x})
-    step = recurrent.step_model(model)
+    step = step_model(model)
     assert [t.name for t in step.inputs] == ["series", "more", "memory_h"]
     run, states = recurrent.of_keras(step)
     x, y = np.random.default_rng(0).normal(size=(2, 2, 5, 3)).astype("float32")
@@ -76,7 +77,7 @@ def test_what_has_no_step_is_told():
         (layers.Dense(2)(x), "has no recurrent layer"),
     ):
         with pytest.raises(InputError, match=said):
-            recurrent.step_model(keras.Model(x, y))
+            step_model(keras.Model(x, y))
 
 
 @pytest.mark.parametrize("name", ["gru", "stacked", "peephole"])
@@ -84,7 +85,7 @@ def test_step_functions_leave_and_go_on_as_keras_does(name, tmp_path):
     model = language_model(RNNS[name]())
     tokens, said = sentences(12, 30), []
     manifest = tiffin.export.export(
-        recurrent.step_model(model),
+        step_model(model),
         tmp_path,
         precisions=("fp32", "fp16", "int8", "int8_dynamic"),
         calibration=tokens,
@@ -120,7 +121,7 @@ def test_a_file_that_forgets_is_not_handed_out(tmp_path, monkeypatch):
     monkeypatch.setattr(recurrent, "run_along", forgetful)
     with pytest.raises(ExportError, match="'logits' is .* off, more than"):
         tiffin.export.export(
-            recurrent.step_model(model),
+            step_model(model),
             tmp_path,
             precisions=("fp32",),
             calibration=tokens,
@@ -135,20 +136,29 @@ def test_whole_sequences_are_onnx_own_lstm(bidirectional, tmp_path):
         tokens = keras.Input((None,), dtype="int32")
         x = layers.Embedding(WORDS, UNITS)(tokens)
         x = layers.Bidirectional(rnn)(x) if bidirectional else rnn(x)
-        model = recurrent.with_length(keras.Model(tokens, layers.Dense(3, name="scores")(x)), STEPS)
+        model = with_length(keras.Model(tokens, layers.Dense(3, name="scores")(x)), STEPS)
         options = {"precisions": ("fp32",), "name": "m", "say": lambda line: None}
         tiffin.export.export(model, tmp_path, **options)
         kinds = [n.op_type for n in onnx.load(tmp_path / "m_fp32.onnx").graph.node]
         assert "Loop" not in kinds and "LSTM" in kinds
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "peephole"])
+def test_loops_leave_in_dynamic_int8(name, tmp_path):
+    model, tokens = with_length(language_model(RNNS[name]()), STEPS), sentences()
+    options = {"precisions": ("int8_dynamic",), "calibration": tokens, "say": lambda line: None}
+    for file in tiffin.export.export(model, tmp_path, **options)["files"]:
+        outputs = tiffin.export.load(tmp_path / file["file"])(tokens)["logits"]
+        np.testing.assert_allclose(outputs, model(tokens), atol=0.3)
+
+
 def test_unrolled_sequences_leave_in_int8_and_loops_are_told(tmp_path):
     model, tokens = language_model(RNNS["lstm"]()), sentences(20)
     options = {"precisions": ("int8",), "calibration": tokens, "say": lambda line: None}
     with pytest.raises(ExportError, match="unroll=True, or ask for int8_dynamic"):
-        looped = recurrent.with_length(model, STEPS)
+        looped = with_length(model, STEPS)
         tiffin.export.export(looped, tmp_path, formats=("tflite",), **options)
-    unrolled = recurrent.with_length(model, STEPS, unroll=True)
+    unrolled = with_length(model, STEPS, unroll=True)
     np.testing.assert_allclose(unrolled(tokens), model(tokens), atol=1e-5)
     manifest = tiffin.export.export(unrolled, tmp_path, **options)
     for file in manifest["files"]:
@@ -157,7 +167,7 @@ def test_unrolled_sequences_leave_in_int8_and_loops_are_told(tmp_path):
 
 
 def test_examples_of_a_step_function_are_sequences(tmp_path):
-    step = recurrent.step_model(language_model(RNNS["gru"]()))
+    step = step_model(language_model(RNNS["gru"]()))
     with pytest.raises(InputError, match=r"tried along sequences, \[examples, steps"):
         tiffin.export.export(step, tmp_path, calibration=sentences()[0])
     with pytest.raises(InputError, match="must be"):

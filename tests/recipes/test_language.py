@@ -150,6 +150,26 @@ def test_samples_in_the_documents_run_step_by_step(run):
         assert "logits" in done.stdout
 
 
+def test_a_runs_step_and_sequences_are_exported_by_the_command(run, tmp_path):
+    from tiffin.export.cli import Export
+
+    directory, _ = run
+    Export(directory, tmp_path, step=True, formats=("tflite",), precisions=("int8_dynamic",)).run()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["files"][0]["same_tokens"] > 0 and manifest["vocabulary"]["kind"]
+    Export(directory, tmp_path, length=7, formats=("onnx",), precisions=("fp32",), name="w").run()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["inputs"][0]["shape"] == ["batch", 7] and "states" not in manifest
+    for options, said in (
+        ({}, "a recurrent one can leave as a single step"),
+        ({"step": True, "length": 3}, "give one of them"),
+        ({"unroll": True}, "give --length, too"),
+        ({"length": 0}, "--length 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Export(directory, tmp_path, precisions=("fp32",), **options).run()
+
+
 def test_a_run_goes_on_after_its_end(tmp_path):
     (tmp_path / "verse.txt").write_text(VERSE * 40)
     options = {"units": 8, "embedding": 4, "steps": 10, "batch_size": 4, "output": tmp_path / "run"}
