@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from keras import ops
 from numerics import gradients, normal, values
 
@@ -283,3 +285,19 @@ def test_what_cannot_be_is_told():
         LSTMCell(0)
     with pytest.raises(TypeError, match="not LSTMCell: give that to keras.layers.RNN"):
         Recurrent(keras.layers.LSTMCell(3))
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.sampled_from([*KINDS]), st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_padding_never_changes_an_output(name, length, padding, training):
+    cell, options = KINDS[name]
+    layer = Recurrent(cell(UNITS, **options), return_sequences=True, return_state=True)
+    x = normal(2, length, FEATURES)
+    bare, *states = map(values, layer(x, training=training))
+    padded = np.concatenate([x, 1e3 * normal(2, padding, FEATURES)], 1)
+    mask = ops.convert_to_tensor(np.arange(length + padding)[None].repeat(2, 0) < length)
+    seen, *ends = map(values, layer(padded, mask=mask, training=training))
+    np.testing.assert_allclose(seen[:, :length], bare, atol=1e-6)
+    np.testing.assert_array_equal(seen[:, length:], seen[:, length - 1 : length].repeat(padding, 1))
+    for state, end in zip(states, ends):
+        np.testing.assert_allclose(end, state, atol=1e-6)
