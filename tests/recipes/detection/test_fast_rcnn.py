@@ -57,7 +57,7 @@ def test_published_vgg16_makes_the_features_of_regions(tmp_path):
     table = backbones.collections("vgg16")
     source = weights.read(tmp_path / "vgg16.pth", table, "vgg16")
     said = " ".join(backbones.load(ours, "vgg16", {}, source))
-    assert "fc6 and fc7" in said and "start fresh: logits" in said
+    assert "fc6 and fc7" in said and "start fresh: deltas, logits" in said
     random = np.random.default_rng(0)
     x = random.normal(size=(1, 96, 128, 3)).astype("float32")
     regions = np.array([[[0, 0, 90, 120], [20, 30, 61, 70], [64, 0, 95, 127]]], "float32")
