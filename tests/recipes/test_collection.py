@@ -38,15 +38,16 @@ def train_save_load_export(
     """Take a recipe's network from its first step to files that answer as it does."""
     given = isinstance(config, GivenRegions)
     if given:
-        config.proposals, config.regions = 13, 8
+        config.proposals, config.regions = 14, 8
     model = config.network((size, size, 3), 5, (127.5, 127.5))
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch, size, size, 3)).astype("float32")
     labels = np.arange(batch) // 2  # two of each, for losses that compare
     if config.task == "detection":
         # Of all sizes, so that every map has one to learn, and some places without any.
-        half = np.array([0.05, 0.09, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.47, 0.3])[:, None]
-        center = np.repeat([0.3125, 0.375, 0.25, 0.5, 0.3], [2, 2, 2, 4, 1])[:, None]
+        half = [0.05, 0.09, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.47, 0.3, 0.05]
+        half = np.array(half)[:, None]
+        center = np.repeat([0.3125, 0.375, 0.25, 0.5, 0.3, 0.75], [2, 2, 2, 4, 1, 1])[:, None]
         boxes = np.tile((center + half * [-1, -1, 1, 1]) * size, (batch, 1, 1))
         classes = np.where(np.arange(len(half)) > 3 * labels[:, None], labels[:, None], -1)
         labels = {"boxes": boxes.astype("float32"), "classes": classes.astype("int32")}
