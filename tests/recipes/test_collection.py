@@ -151,7 +151,7 @@ def test_recipe_files_keep_the_form(entry):
     assert module.Config.family() == entry.name and module.Config().model in entry.variants
     assert callable(getattr(module, entry.name))
     for row in entry.variants.values():
-        assert row.year > 1990 and row.parameters and row.macs and row.data
+        assert row.year >= 1990 and row.parameters and row.macs and row.data
         assert row.error is None or 0 < row.error < 100
     assert "arXiv" in module.__doc__ and "python recipes/" in module.__doc__
     assert entry.path.read_text().count("\n") <= 260
