@@ -6,7 +6,6 @@ This module is loaded before the command is known: numpy and the runtimes are im
 import collections
 import dataclasses
 import importlib
-import itertools
 import math
 import os
 import random
@@ -460,7 +459,7 @@ class Generate:
     def run(self) -> None:
         """Print the prompt and what follows, token by token."""
         if not 0 <= self.temperature < math.inf:
-            raise InputError(f"--temperature {self.temperature}: it must not be negative.")
+            raise InputError(f"--temperature {self.temperature}: it must be at least 0.")
         if self.length < 1 or (self.top_k is not None and self.top_k < 1):
             raise InputError("--length and --top-k must be at least 1.")
         if not self.prompt:
@@ -474,17 +473,18 @@ class Generate:
             _import_layers(self.imports)
             from tiffin.export.steps import step_model
 
-            run, states = recurrent.of_keras(step_model(runtime.read_keras(file)))
+            run = runtime.of_model(step_model(runtime.read_keras(file)))
         else:
             run = runtime.load(file)
-            states = recurrent.of_language(run)
+        states = recurrent.of_language(run)
         seed = random.randrange(2**32) if self.seed is None else self.seed
-        tokens, shown = [*prompt], ""
-        for token in itertools.chain(
-            [None],
-            text.generate(run, states, prompt, self.length, self.temperature, self.top_k, seed),
+        tokens = [*prompt]
+        shown = vocabulary.decode(tokens)
+        print(shown, end="", flush=True)
+        for token in text.generate(
+            run, states, prompt, self.length, self.temperature, self.top_k, seed
         ):
-            tokens += [] if token is None else [token]
+            tokens.append(token)
             said = vocabulary.decode(tokens)
             print(said[len(shown) :], end="", flush=True)
             shown = said

@@ -142,13 +142,15 @@ def export(
             "calibration=ARRAY (on the command line --calibration FOLDER). Give them, or leave "
             "int8 out: precisions=('fp32', 'fp16') or 'int8_dynamic'."
         )
+    tried = None  # what files are held against Keras on, where there is no evaluation data
     if calibration is not None:
         calibration = _checked(calibration, interface, "calibration")
-        calibration, _ = verify.examples(calibration, _CALIBRATION)
+        tried, _ = verify.examples(calibration, _CALIBRATION)
+        calibration = tried
         if interface.states:
-            _, calibration = recurrent.run_along(interface.keras(), calibration, interface.states)
+            _, calibration = recurrent.run_along(interface.keras(), tried, interface.states)
             calibration, _ = verify.examples(calibration, _CALIBRATION_STEPS)
-    judge = _Judge(interface, calibration, evaluation, metric, max_loss, precisions)
+    judge = _Judge(interface, calibration, tried, evaluation, metric, max_loss, precisions)
     manifest = {
         "format_version": 1,
         "name": name,
@@ -218,7 +220,7 @@ def dry_run(model, formats: Sequence[str] = ("onnx", "tflite"), **options) -> No
         return worker.dry_run_elsewhere(model, {"formats": tuple(formats), **options})
     _known("format", formats, FORMATS)
     interface = Interface(model, **options)
-    judge = _Judge(interface, None, None, None, 0.0, ("fp32",))
+    judge = _Judge(interface, None, None, None, None, 0.0, ("fp32",))
     with tempfile.TemporaryDirectory() as folder:
         for kind in formats:
             source = _Source(kind, interface, None)
@@ -251,7 +253,7 @@ def _check_labels(labels: Sequence[str] | None, interface: Interface) -> None:
 class _Judge:
     """Keras' own answers, and the limits around them."""
 
-    def __init__(self, interface, calibration, evaluation, metric, max_loss, precisions):
+    def __init__(self, interface, calibration, tried, evaluation, metric, max_loss, precisions):
         self.interface, self.metric, self.targets = interface, None, None
         self.calibration = calibration
         if evaluation is not None:
@@ -268,9 +270,9 @@ class _Judge:
             self.inputs, chosen = verify.examples(inputs, max(500, _EVALUATION // size))
             self.targets, self.metric = _take(targets, chosen), metric
             self.verified_on = f"{len(chosen)} evaluation inputs"
-        elif calibration is not None and not interface.states:
-            self.inputs = calibration
-            self.verified_on = f"{len(next(iter(calibration.values())))} calibration inputs"
+        elif tried is not None:
+            self.inputs = tried
+            self.verified_on = f"{len(next(iter(tried.values())))} calibration inputs"
         else:
             self.inputs = verify.random_inputs(_given(interface), _RANDOM)
             if interface.states:

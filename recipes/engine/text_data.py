@@ -157,7 +157,7 @@ def load_text(
         InputError: as `read_text`, or the text is too short.
     """
     texts, name = _parts(data, encoding)
-    if kind == "words" and UNKNOWN in "".join(texts):
+    if kind == "words" and any(UNKNOWN in text for text in texts):
         kind = "spaced words"
     if len(texts) == 1:
         parts = split(kind, texts[0])

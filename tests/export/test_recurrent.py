@@ -166,6 +166,14 @@ def test_unrolled_sequences_leave_in_int8_and_loops_are_told(tmp_path):
         assert np.abs(outputs - np.asarray(model(tokens))).max() < 0.3
 
 
+def test_calibration_sequences_are_what_a_step_function_is_tried_along(tmp_path):
+    step = step_model(language_model(RNNS["gru"]()))
+    options = {"formats": ("tflite",), "precisions": ("fp32",), "say": lambda line: None}
+    manifest = tiffin.export.export(step, tmp_path, calibration=sentences(6), **options)
+    assert manifest["verified_on"] == "6 calibration inputs"
+    assert tiffin.export.export(step, tmp_path, **options)["verified_on"] == "random inputs"
+
+
 def test_examples_of_a_step_function_are_sequences(tmp_path):
     step = step_model(language_model(RNNS["gru"]()))
     with pytest.raises(InputError, match=r"tried along sequences, \[examples, steps"):
