@@ -1,4 +1,4 @@
-"""The commands `export`, `predict`, `benchmark`, `verify`, `gallery`, `generate`, and their ends.
+"""The commands from `export` to `translate`, and their ends.
 
 This module is loaded before the command is known: numpy and the runtimes are imported inside.
 """
@@ -491,6 +491,48 @@ class Generate:
         print()
 
 
+@dataclasses.dataclass
+class Translate:
+    """Translate texts: by a .keras, .onnx or .tflite file.
+
+    examples:
+      tiffin translate runs/seq2seq/2026-01-31_12-00-00 "3rd of May, 1979"
+      tiffin translate phone/seq2seq_luong_decoder_int8.tflite "A man is sleeping." --beam 1
+      tiffin translate phone/seq2seq_luong_decoder_fp32.onnx < english.txt > german.txt
+    """
+
+    file: Path
+    """A .keras file beside its vocabulary.json, the folder of a run, or one of the two files,
+    encoder or decoder, of an export."""
+    texts: tuple[str, ...]
+    """What to translate; without any, each line of the standard input."""
+    beam: int = 5
+    """Translations that are followed side by side; 1: the likeliest word at every step."""
+    length_penalty: float = 1.0
+    """Exponent: 0 leaves the likelihood alone, which favours short translations."""
+    scores: bool = False
+    """Print the log-probability of each translation before it, and a tab."""
+    imports: tuple[str, ...] = ()
+    """Python modules that define the model's own layers (.keras only)."""
+
+    def run(self) -> None:
+        """Print a line for each text."""
+        if self.beam < 1:
+            raise InputError(f"--beam {self.beam}: it must be at least 1.")
+        if not 0 <= self.length_penalty < math.inf:
+            raise InputError(f"--length-penalty {self.length_penalty}: it must not be negative.")
+        from tiffin.export import translation
+
+        file = _model_file(self.file)
+        if file.suffix == ".keras":
+            _import_layers(self.imports)
+        translator = translation.load(file)
+        for text in self.texts or sys.stdin:
+            (said,) = translator.translate([text.strip()], self.beam, self.length_penalty)
+            score = f"{said.hypothesis.score:.4f}\t" if self.scores else ""
+            print(f"{score}{said.text}", flush=True)
+
+
 COMMANDS = {
     "export": Export,
     "predict": Predict,
@@ -498,6 +540,7 @@ COMMANDS = {
     "verify": Verify,
     "gallery": Gallery,
     "generate": Generate,
+    "translate": Translate,
 }
 
 

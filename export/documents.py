@@ -14,12 +14,15 @@ TABLE = "explain.csv"
 VOCABULARY = "vocabulary.json"
 
 
-def write(directory: str | os.PathLike, manifest: Mapping) -> None:
+def write(
+    directory: str | os.PathLike, manifest: Mapping, vocabulary: Mapping | None = None
+) -> None:
     """Write `labels.txt`, `samples/`, `README.md` and, last, `manifest.json` beside the files.
 
     Args:
         directory: the folder of the exported files.
         manifest: the manifest, format_version 1.
+        vocabulary: of a model of texts, for `vocabulary.json`.
 
     Raises:
         InputError: a label holds a line break, or the folder cannot be written to.
@@ -30,7 +33,7 @@ def write(directory: str | os.PathLike, manifest: Mapping) -> None:
         files.write_text(directory / LABELS_FILE, text)
     else:
         (directory / LABELS_FILE).unlink(missing_ok=True)
-    if vocabulary := manifest.get("vocabulary"):
+    if vocabulary is not None:
         files.write_json(directory / VOCABULARY, vocabulary)
     else:
         (directory / VOCABULARY).unlink(missing_ok=True)
@@ -47,6 +50,9 @@ def write(directory: str | os.PathLike, manifest: Mapping) -> None:
 
 def files_table(manifest: Mapping) -> str:
     """Return the files with size, difference to Keras, accuracy and speed as a Markdown table."""
+    if parts := manifest.get("parts"):
+        tables = [f"{part.capitalize()}:\n\n{files_table(parts[part])}" for part in parts]
+        return "\n\n".join([*tables, _pairs_table(manifest)])
     reference = manifest["reference"]
     embeds = any("mean_cosine" in file for file in manifest["files"])
     detects = any("matched" in file for file in manifest["files"])
@@ -84,6 +90,31 @@ def files_table(manifest: Mapping) -> str:
     return text
 
 
+def _pairs_table(manifest: Mapping) -> str:
+    """Return what encoders and decoders do together."""
+    reference = manifest["reference"]
+    rows = [
+        [
+            pair["format"],
+            pair["precision"],
+            f"{pair['same_as_keras']:.1%}",
+            *([f"{pair['bleu']:.2f}"] if reference else []),
+        ]
+        for pair in manifest["pairs"]
+    ]
+    header = [
+        "together",
+        "precision",
+        "same as Keras",
+        *([reference["metric"]] if reference else []),
+    ]
+    said = table(header, rows)
+    if reference:
+        value, count = reference["value"], reference["examples"]
+        said += f"\n\nKeras itself: {reference['metric']} {value:.2f} of {count} texts, greedily."
+    return said
+
+
 def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """Return a Markdown table, aligned so that it also reads well in a terminal."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
@@ -101,29 +132,18 @@ def _card(manifest: Mapping, sample_names: Sequence[str]) -> str:
     name, task = manifest["name"], manifest["task"]
     data = f"Verified on {manifest['verified_on']}: every file was run in its own runtime and "
     data += "compared with the Keras model; a file outside its bound is not handed out."
-    tensors = [
-        [side, t["name"], t["dtype"], json.dumps(t["shape"]).replace('"', ""), samples.contents(t)]
-        for side, entries in (("input", manifest["inputs"]), ("output", manifest["outputs"]))
-        for t in entries
-    ]
-    bounds = [f"- {precision}: {_words(bound)}" for precision, bound in manifest["bounds"].items()]
-    quantized = [
-        f"- `{f['file']}`: {_words(f['quantization'])}{_in_float(f)}"
-        for f in manifest["files"]
-        if f["quantization"]
-    ]
     parts = [
         f"# {name}",
         manifest["description"] or f"A {task or 'neural network'} model.",
         "## Files",
         files_table(manifest),
         data,
-        *(["Bounds:", "\n".join(bounds)] if bounds else []),
-        *(["Quantisation:", "\n".join(quantized)] if quantized else []),
-        "## What goes in, what comes out",
-        table(["", "name", "type", "shape", "contents"], tensors),
-        f"{manifest['preprocessing']} `batch` is any number in .onnx files, 1 in .tflite files.",
     ]
+    for title, part in manifest.get("parts", {"": manifest}).items():
+        parts += _particulars(part, f": {title}" if title else "")
+    parts.append(
+        f"{manifest['preprocessing']} `batch` is any number in .onnx files, 1 in .tflite files."
+    )
     if labels := manifest["labels"]:
         shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
         parts.append(f"The {len(labels)} classes, in order (`{LABELS_FILE}`): {shown}")
@@ -140,6 +160,27 @@ def _card(manifest: Mapping, sample_names: Sequence[str]) -> str:
         f"{versions}; {manifest['created']}. All figures above, machine-readable: `{MANIFEST}`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _particulars(manifest: Mapping, title: str) -> list[str]:
+    """Return the paragraphs on a model's bounds, quantisation, inputs and outputs."""
+    tensors = [
+        [side, t["name"], t["dtype"], json.dumps(t["shape"]).replace('"', ""), samples.contents(t)]
+        for side, entries in (("input", manifest["inputs"]), ("output", manifest["outputs"]))
+        for t in entries
+    ]
+    bounds = [f"- {precision}: {_words(bound)}" for precision, bound in manifest["bounds"].items()]
+    quantized = [
+        f"- `{f['file']}`: {_words(f['quantization'])}{_in_float(f)}"
+        for f in manifest["files"]
+        if f["quantization"]
+    ]
+    return [
+        *([f"Bounds{title}:", "\n".join(bounds)] if bounds else []),
+        *([f"Quantisation{title}:", "\n".join(quantized)] if quantized else []),
+        f"## What goes in, what comes out{title}",
+        table(["", "name", "type", "shape", "contents"], tensors),
+    ]
 
 
 def _limits(manifest: Mapping) -> str:

@@ -354,8 +354,8 @@ def exposed(proto, tensors: Sequence[str]):
             read, operation = [tensor], "Identity"
         name = f"inner/{i}"
         result.graph.node.append(onnx.helper.make_node(operation, read, [name], name))
-        kind = onnx.TensorProto.FLOAT
-        result.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        # Of the type that the runtime finds: a look-up of tokens begins with integers.
+        result.graph.output.append(onnx.ValueInfoProto(name=name))
     return result
 
 

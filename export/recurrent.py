@@ -57,26 +57,27 @@ def of_language(runner) -> dict[str, np.ndarray]:
 
 
 def run_along(
-    run: Run, sequences: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray]
+    run: Run, sequences: Mapping[str, np.ndarray], begin: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Run a step function along sequences, its own states handed on.
 
     Args:
         run: the function.
         sequences: by input `[batch, steps, ...]`.
-        states: from `initial`.
+        begin: by input `[batch, ...]`, or `[1, ...]` for all alike: its states before the first
+            step, as from `initial`, and what stays the same at all steps.
 
     Returns:
         What it returned, and what it was given, at every step: by name `[batch * steps, ...]`, the
         steps of a sequence in a row.
     """
     batch, steps = next(iter(sequences.values())).shape[:2]
-    state = {name: np.repeat(value, batch, 0) for name, value in states.items()}
+    kept = {name: np.repeat(v, batch // len(v), 0) for name, v in begin.items()}
     outputs, feeds = [], []
     for t in range(steps):
-        feeds.append({name: array[:, t] for name, array in sequences.items()} | state)
+        feeds.append({name: array[:, t] for name, array in sequences.items()} | kept)
         outputs.append(run(feeds[-1]))
-        state = {name: outputs[-1][f"{NEXT}{name}"] for name in state}
+        kept = {name: outputs[-1].get(f"{NEXT}{name}", array) for name, array in kept.items()}
     return _flat(outputs), _flat(feeds)
 
 

@@ -31,6 +31,8 @@ def texts(manifest: Mapping) -> dict[str, str]:
     Args:
         manifest: the manifest, format_version 1.
     """
+    if "parts" in manifest:
+        return _of_pair(manifest)
     onnx, tflite = _pick(manifest, "onnx", "fp32"), _pick(manifest, "tflite", "int8")
     inputs, outputs = manifest["inputs"], manifest["outputs"]
     typed = all(t["dtype"] in _TYPES for t in [*inputs, *outputs])
@@ -48,6 +50,18 @@ def texts(manifest: Mapping) -> dict[str, str]:
     if tflite and manifest["task"] == "classification" and len(images) == len(inputs) == 1:
         samples["android_mediapipe.kt"] = _fill("android_mediapipe.kt", file=tflite)
     return samples
+
+
+def _of_pair(manifest: Mapping) -> dict[str, str]:
+    """Return the sample of a translator: one that says what its files say."""
+    pairs = sorted(
+        manifest["pairs"], key=lambda p: (p["format"] != "onnx", p["precision"] != "fp32")
+    )
+    if not pairs or pairs[0]["format"] != "onnx":
+        return {}
+    length = manifest["parts"]["encoder"]["inputs"][0]["shape"][1]
+    halves = {half: pairs[0][half] for half in ("encoder", "decoder")}
+    return {"python_translate.py": _fill("python_translate.py", length=length, **halves)}
 
 
 def _pick(manifest: Mapping, kind: str, precision: str) -> str | None:

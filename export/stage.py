@@ -5,6 +5,7 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -128,13 +129,76 @@ def export(
 
         options = {k: v for k, v in locals().items() if k not in ("model", "directory", "worker")}
         return worker.export_elsewhere(model, directory, options)
-    _known("format", formats, FORMATS)
-    _known("precision", precisions, PRECISIONS)
+    check_kinds(formats, precisions)
     directory = files.make_folder(directory)
-    interface = Interface(model, input_dtype, normalization, logits)
+    name = file_stem(name, model)
+    with workshop(directory) as folder:
+        manifest, tables = make_files(
+            model,
+            folder,
+            name,
+            formats,
+            precisions,
+            calibration=calibration,
+            evaluation=evaluation,
+            metric=metric,
+            labels=labels,
+            input_dtype=input_dtype,
+            normalization=normalization,
+            logits=logits,
+            task=task,
+            max_loss=max_loss,
+            description=description,
+            explain=explain,
+            say=say,
+        )
+        if threshold is not None:
+            distance = "Euclidean, between embeddings of length 1"
+            manifest["verification"] = {"distance": distance, "threshold": threshold}
+        publish(folder, directory, [name], manifest, tables, vocabulary)
+    if manifest["failed"]:
+        raise failure(manifest, directory)
+    return manifest
+
+
+def file_stem(name: str | None, model) -> str:
+    """Return the start of the files' names: one that was given, or the model's.
+
+    Raises:
+        InputError: the one that was given cannot be part of a file name everywhere.
+    """
     name = name or re.sub(r"[^\w.-]+", "_", model.name)
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"The name '{name}' must be letters, digits, '_', '-' and '.' only.")
+    return name
+
+
+def make_files(
+    model,
+    folder: Path,
+    name: str,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    *,
+    calibration=None,
+    evaluation=None,
+    metric: Callable = verify.accuracy,
+    labels: Sequence[str] | None = None,
+    input_dtype: str = "uint8",
+    normalization=None,
+    logits: bool = False,
+    task: str | None = None,
+    max_loss: float = 0.01,
+    description: str | None = None,
+    explain: bool = False,
+    say: Callable[[str], None] = print,
+) -> tuple[dict, dict[str, list[sensitivity.Row]]]:
+    """Make and judge all files of a model in a folder; see `export` for the arguments.
+
+    Returns:
+        The manifest, and the tables of layers of int8 files by file name.
+    """
+    interface = Interface(model, input_dtype, normalization, logits)
     _check_labels(labels, interface)
     if "int8" in precisions and calibration is None:
         raise InputError(
@@ -148,7 +212,7 @@ def export(
         tried, _ = verify.examples(calibration, _CALIBRATION)
         calibration = tried
         if interface.states:
-            _, calibration = recurrent.run_along(interface.keras(), tried, interface.states)
+            _, calibration = _along(interface.keras(), tried, interface)
             calibration, _ = verify.examples(calibration, _CALIBRATION_STEPS)
     judge = _Judge(interface, calibration, tried, evaluation, metric, max_loss, precisions)
     manifest = {
@@ -167,40 +231,29 @@ def export(
         "files": [],
         "failed": [],
     }
-    if threshold is not None:
-        distance = "Euclidean, between embeddings of length 1"
-        manifest["verification"] = {"distance": distance, "threshold": threshold}
     states = {name: f"{recurrent.NEXT}{name}" for name in interface.states}
     if states:
         manifest["states"] = states
-    if vocabulary is not None:
-        manifest["vocabulary"] = dict(vocabulary)
     manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"], states)
     tables: dict[str, list[sensitivity.Row]] = {}
-    with _workshop(directory) as workshop:
-        for kind in formats:
-            source = _Source(kind, interface, calibration)
-            for precision in precisions:
-                path = workshop / f"{name}_{precision}.{kind}"
-                entry = {"file": path.name, "format": kind, "precision": precision}
-                try:
-                    entry |= _check_file(
-                        source, path, precision, judge, manifest, tables, explain, say
-                    )
-                except ExportError as error:
-                    path.unlink(missing_ok=True)
-                    manifest["failed"].append(entry | {"reason": str(error)})
-                    say(f"{path.name}: not published. {error}")
-                else:
-                    manifest["files"].append(entry)
-                    say(_line(entry))
-                if explain and path.name in tables:
-                    for line in sensitivity.table(tables[path.name]).splitlines():
-                        say(line)
-        _publish(workshop, directory, name, manifest, tables)
-    if manifest["failed"]:
-        raise _failure(manifest, directory)
-    return manifest
+    for kind in formats:
+        source = _Source(kind, interface, calibration)
+        for precision in precisions:
+            path = folder / f"{name}_{precision}.{kind}"
+            entry = {"file": path.name, "format": kind, "precision": precision}
+            try:
+                entry |= _check_file(source, path, precision, judge, manifest, tables, explain, say)
+            except ExportError as error:
+                path.unlink(missing_ok=True)
+                manifest["failed"].append(entry | {"reason": str(error)})
+                say(f"{path.name}: not published. {error}")
+            else:
+                manifest["files"].append(entry)
+                say(_line(entry))
+            if explain and path.name in tables:
+                for line in sensitivity.table(tables[path.name]).splitlines():
+                    say(line)
+    return manifest, tables
 
 
 def dry_run(model, formats: Sequence[str] = ("onnx", "tflite"), **options) -> None:
@@ -226,6 +279,16 @@ def dry_run(model, formats: Sequence[str] = ("onnx", "tflite"), **options) -> No
             source = _Source(kind, interface, None)
             _check_file(source, Path(folder) / f"dry_run.{kind}", "fp32", judge, None)
     return None
+
+
+def check_kinds(formats: Sequence[str], precisions: Sequence[str]) -> None:
+    """Refuse formats and precisions that there are none of.
+
+    Raises:
+        InputError: there is one.
+    """
+    _known("format", formats, FORMATS)
+    _known("precision", precisions, PRECISIONS)
 
 
 def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -330,7 +393,7 @@ class _Judge:
         """Return what a function returns for the inputs, and what it was given."""
         if not self.interface.states:
             return run(self.inputs), self.inputs
-        return recurrent.run_along(run, self.inputs, self.interface.states)
+        return _along(run, self.inputs, self.interface)
 
     @functools.cached_property
     def greedy(self) -> list[int]:
@@ -360,21 +423,48 @@ def _given(interface: Interface) -> list[Port]:
     return [port for port in interface.inputs if port.name not in interface.states]
 
 
+def _along(run: Callable, inputs: Mapping[str, np.ndarray], interface: Interface) -> tuple:
+    """Run a step function along sequences; see `_checked` for what is given."""
+    ranks = {port.name: len(port.shape) for port in interface.inputs}
+    sequences = {name: a for name, a in inputs.items() if a.ndim == ranks[name] + 2}
+    kept = {name: array for name, array in inputs.items() if name not in sequences}
+    return recurrent.run_along(run, sequences, interface.states | kept)
+
+
 def _checked(data, interface: Interface, what: str) -> dict[str, np.ndarray]:
-    """Return examples as arrays by input name; of a step function they are sequences."""
+    """Return examples as arrays by input name.
+
+    Of a step function they are sequences `[examples, steps, ...]`, and, as `[examples, ...]`,
+    states before the first step, which are zeros where none are given, and what stays the same.
+    """
     if not interface.states:
         return verify.checked(data, interface.inputs, what)
-    ports = _given(interface)
-    data = data if isinstance(data, Mapping) else {ports[0].name: data}
-    shapes = {name: np.shape(array) for name, array in data.items()}
-    if any(len(shape) < 2 for shape in shapes.values()) or len({s[1] for s in shapes.values()}) > 1:
+    data = data if isinstance(data, Mapping) else {_given(interface)[0].name: data}
+    ports = [port for port in interface.inputs if port.name in {*data, *_names(_given(interface))}]
+    if {*data} != {*_names(ports)}:
+        verify.checked(data, ports, what)  # has the words for it
+    shapes = {port.name: np.shape(data[port.name]) for port in ports}
+    along = [p for p in ports if len(shapes[p.name]) == len(p.shape) + 2]
+    if not along or len({shapes[port.name][:2] for port in along}) > 1:
         raise InputError(
             f"{what} has the shapes {', '.join(map(str, shapes.values()))}: a step function is "
             "tried along sequences, [examples, steps, ...], all of as many steps."
         )
-    flat = {name: np.reshape(a, (-1, *shapes[name][2:])) for name, a in data.items()}
-    flat = verify.checked(flat, ports, what)
-    return {name: array.reshape(shapes[name]) for name, array in flat.items()}
+    steps = {p.name: np.reshape(data[p.name], (-1, *shapes[p.name][2:])) for p in along}
+    steps = verify.checked(steps, along, what)
+    kept = [port for port in ports if port not in along]
+    kept = verify.checked({name: data[name] for name in _names(kept)}, kept, what)
+    examples = shapes[along[0].name][0]
+    if wrong := [name for name, array in kept.items() if len(array) != examples]:
+        raise InputError(
+            f"{what} has {len(kept[wrong[0]])} examples of '{wrong[0]}' and {examples} sequences: "
+            "give one for each."
+        )
+    return {name: array.reshape(shapes[name]) for name, array in steps.items()} | kept
+
+
+def _names(ports: Sequence[Port]) -> list[str]:
+    return [port.name for port in ports]
 
 
 def _take(targets, chosen: np.ndarray):
@@ -384,7 +474,7 @@ def _take(targets, chosen: np.ndarray):
 
 
 @contextlib.contextmanager
-def _workshop(directory: Path):
+def workshop(directory: Path):
     """A hidden folder beside the results, so that publishing is renaming."""
     with (
         files.writing(directory),
@@ -587,23 +677,35 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
     return f"No layer stands out: the error grows step by step, to {worst[1]:.2g} in '{worst[0]}'."
 
 
-def _publish(
-    workshop: Path, directory: Path, name: str, manifest: dict, tables: Mapping[str, list]
+def publish(
+    folder: Path,
+    directory: Path,
+    names: Sequence[str],
+    manifest: dict,
+    tables: Mapping[str, list],
+    vocabulary: Mapping | None,
 ) -> None:
-    """Rename what passed into place, and remove what an older export left under these names."""
+    """Rename what passed into place, and remove what an older export left under these names.
+
+    Args:
+        folder: from `workshop`.
+        directory: where the files go.
+        names: starts of the files' names.
+        manifest, tables: from `make_files`.
+        vocabulary: to lie beside the files.
+    """
     kept = {entry["file"] for entry in manifest["files"]}
-    for precision in PRECISIONS:
-        for kind in FORMATS:
-            file = f"{name}_{precision}.{kind}"
-            if file in kept:
-                (workshop / file).replace(directory / file)
-            else:
-                (directory / file).unlink(missing_ok=True)
+    for name, precision, kind in itertools.product(names, PRECISIONS, FORMATS):
+        file = f"{name}_{precision}.{kind}"
+        if file in kept:
+            (folder / file).replace(directory / file)
+        else:
+            (directory / file).unlink(missing_ok=True)
     if tables:
         files.write_text(directory / documents.TABLE, sensitivity.csv_text(tables))
     else:
         (directory / documents.TABLE).unlink(missing_ok=True)
-    documents.write(directory, manifest)
+    documents.write(directory, manifest, vocabulary)
 
 
 def _line(entry: Mapping) -> str:
@@ -631,7 +733,8 @@ def _line(entry: Mapping) -> str:
     return ", ".join(parts)
 
 
-def _failure(manifest: dict, directory: Path) -> ExportError:
+def failure(manifest: dict, directory: Path) -> ExportError:
+    """Return the error that says which files were not published, and why."""
     count = len(manifest["failed"])
     total = count + len(manifest["files"])
     reasons = dict.fromkeys(item["reason"] for item in manifest["failed"])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 
 from tiffin.export.errors import InputError
-from tiffin.export.recurrent import NEXT, TOKEN
+from tiffin.export.recurrent import LOGITS, NEXT, TOKEN
 
 
 def step_model(model):
@@ -56,6 +56,53 @@ def step_model(model):
         for name, y in zip(own, called(model, steps, call), strict=True)
     }
     return keras.Model(inputs, outputs | handed, name=model.name)
+
+
+def translator_parts(model, length: int | None = None) -> tuple:
+    """Return the encoder of a translator, and one step of its decoder.
+
+    Args:
+        length: the one number of steps of what is read, repeated in the encoder's graph in the
+            place of a loop; None: any number, in a loop.
+        model: a `keras.Model` that ends in a `tiffin.layers.Decoder`, or a layer of the same
+            attributes (`step`, `states`, `embedding`, `head`).
+
+    Returns:
+        Two models that share its weights: from all inputs but the target to what the decoder
+        begins with and remembers; and from `token`, int `[batch]`, and these, to `logits`,
+        `next_NAME` for each state NAME, and `weights`, where the step has a further output.
+
+    Raises:
+        InputError: it is no such model.
+    """
+    found = [layer for layer in model.layers if hasattr(layer, "step") and hasattr(layer, "head")]
+    if len(found) != 1:
+        raise InputError(f"{model.name} has no decoder: it translates nothing.")
+    (decoder,) = found
+    target, *given = decoder.input
+    names = [tensor.name for tensor in decoder.step.inputs[1:]]
+    sources = [tensor for tensor in model.inputs if tensor is not target]
+    encoder = keras.Model(
+        {tensor.name: tensor for tensor in sources},
+        dict(zip(names, given, strict=True)),
+        name=f"{model.name}_encoder",
+    )
+    if length is not None:
+        encoder = with_length(encoder, length, unroll=True)
+    token = keras.Input((), dtype="int32", name=TOKEN)
+    shapes = {
+        t.name: [length if n is None else n for n in t.shape[1:]] for t in decoder.step.inputs
+    }
+    others = [keras.Input(shapes[name], name=name) for name in names]
+
+    def call(layer, *arguments, **options):
+        return layer(*arguments, **options)
+
+    word = decoder.embedding(token)
+    features, *results = called(decoder.step, [word, *others], call)
+    named = [f"{NEXT}{name}" for name in names[: decoder.states]] + ["weights"]
+    outputs = {LOGITS: decoder.head(features)} | dict(zip(named, results, strict=False))
+    return encoder, keras.Model([token, *others], outputs, name=f"{model.name}_decoder")
 
 
 def called(model, inputs: Sequence, call: Callable) -> list:
@@ -110,6 +157,27 @@ class RecurrentStep(keras.layers.Layer):
         return cls(**config | {"cell": cell})
 
 
+@keras.saving.register_keras_serializable("tiffin")
+class UnrolledBidirectional(keras.layers.Bidirectional):
+    """`keras.layers.Bidirectional` around unrolled layers, with zeros at the masked steps.
+
+    Under TensorFlow Keras puts these zeros at the wrong end of what it reads unrolled and backwards
+    (keras 3.15, `zero_output_for_mask`).
+    """
+
+    def call(self, sequences, initial_state=None, mask=None, training=None):
+        for layer in (self.forward_layer, self.backward_layer):
+            layer.zero_output_for_mask = False
+        results = super().call(sequences, initial_state, mask, training)
+        if mask is None or not self.return_sequences:
+            return results
+        here = keras.ops.cast(mask, self.compute_dtype)[..., None]
+        if self.merge_mode is not None and not self.return_state:
+            return results * here
+        count = 1 if self.merge_mode is not None else 2
+        return [*(y * here for y in results[:count]), *results[count:]]
+
+
 def _require_steps(layer, arguments, options) -> None:
     """Refuse a layer that has no step function."""
     if isinstance(layer, keras.layers.Bidirectional) or getattr(layer, "go_backwards", False):
@@ -135,6 +203,12 @@ def with_length(model, length: int, unroll: bool = False):
     """
 
     def own(layer):
+        if unroll and isinstance(layer, keras.layers.Bidirectional):
+            config = layer.get_config()
+            for side in ("layer", "backward_layer"):
+                if config.get(side):
+                    config[side]["config"] |= {"unroll": True, "stateful": False}
+            return UnrolledBidirectional.from_config(config)
         if not unroll or not isinstance(layer, keras.layers.RNN):
             return layer
         return type(layer).from_config(layer.get_config() | {"unroll": True, "stateful": False})

@@ -1,6 +1,9 @@
-"""Text as a language model's files see it: a vocabulary, and tokens drawn one after the other."""
+"""Text as a model's files see it: a vocabulary, and tokens drawn one after the other."""
 
+import base64
+import binascii
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +15,11 @@ from tiffin.export import recurrent
 from tiffin.export.documents import VOCABULARY
 from tiffin.export.errors import InputError
 
-KINDS = ("characters", "words", "spaced words")
+KINDS = ("characters", "words", "spaced words", "pieces")
 UNKNOWN = "<unk>"
+# The first tokens of a translator's vocabulary, which no text holds.
+SPECIAL = ("<pad>", "<s>", "</s>")
+PAD, START, END = range(3)
 # A word with what is inside it, "don't" and "e.g"; a mark; a line's end.
 _WORDS = re.compile(r"<\w+>|\n|'?\w+(?:['’.-]\w+)*|[^\w\s]")
 _OPENING, _CLOSING = frozenset("([{\n"), frozenset(".,;:!?)]}%\n")
@@ -24,13 +30,17 @@ class Vocabulary:
     """The tokens that a model knows.
 
     Attributes:
-        kind: `characters`; `words`, with marks and line ends as words of their own; or `spaced
-            words`, of a text in which spaces already stand between all tokens.
-        tokens: in the order of the model's numbers; of words one is `<unk>`, for all others.
+        kind: `characters`; `words`, with marks and line ends as words of their own; `spaced words`,
+            of a text in which spaces already stand between all tokens; or `pieces` of words, by
+            SentencePiece.
+        tokens: in the order of the model's numbers; of words and pieces one is `<unk>`, for all
+            others. A translator's begin with `SPECIAL`.
+        pieces: SentencePiece's own model, which cuts texts into pieces.
     """
 
     kind: str
     tokens: tuple[str, ...]
+    pieces: bytes = dataclasses.field(default=b"", repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -41,7 +51,11 @@ class Vocabulary:
         Raises:
             InputError: a character that the model has never seen; the message names them.
         """
+        if self.kind == "pieces":
+            return np.array(self._processor.encode(text), np.int32)
         numbers = {token: i for i, token in enumerate(self.tokens)}
+        for special in SPECIAL if self.tokens[: len(SPECIAL)] == SPECIAL else ():
+            del numbers[special]
         parts = split(self.kind, text)
         if self.kind != "characters":
             other = numbers[UNKNOWN]
@@ -60,6 +74,8 @@ class Vocabulary:
         parts = [self.tokens[int(token)] for token in tokens]
         if self.kind == "characters":
             return "".join(parts)
+        if self.kind == "pieces":
+            return "".join(parts).replace("▁", " ").strip()
         closing = frozenset("\n") if self.kind == "spaced words" else _CLOSING
         opening = frozenset("\n") if self.kind == "spaced words" else _OPENING
         text, before = "", "\n"
@@ -69,8 +85,17 @@ class Vocabulary:
         return text
 
     def describe(self) -> dict:
-        """Return it as JSON values, which `read_vocabulary` reads."""
-        return {"format_version": 1, "kind": self.kind, "tokens": list(self.tokens)}
+        """Return it as JSON values, which `from_description` reads."""
+        described = {"format_version": 1, "kind": self.kind, "tokens": list(self.tokens)}
+        return described | (
+            {"sentencepiece": base64.b64encode(self.pieces).decode()} if self.pieces else {}
+        )
+
+    @functools.cached_property
+    def _processor(self):
+        from sentencepiece import SentencePieceProcessor
+
+        return SentencePieceProcessor(model_proto=self.pieces)
 
 
 def split(kind: str, text: str) -> list[str]:
@@ -82,28 +107,57 @@ def split(kind: str, text: str) -> list[str]:
     return [part for part in re.split(r" +|(\n)", text) if part]
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
-    """Read a file of `Vocabulary.describe`.
+def from_description(stored: Mapping) -> Vocabulary:
+    """Return a vocabulary from `Vocabulary.describe`'s values.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: it is damaged.
+    """
+    kind, tokens = stored["kind"], stored["tokens"]
+    if kind not in KINDS:
+        raise ValueError(f"a vocabulary of {kind!r}")
+    known = {*tokens} if isinstance(tokens, list) else set()
+    if not known or len(known) < len(tokens) or not all(isinstance(t, str) for t in known):
+        raise ValueError("its tokens are no list of texts, each once")
+    longest = max(map(len, known - {*SPECIAL}), default=0)
+    if longest > 1 if kind == "characters" else UNKNOWN not in known:
+        raise ValueError(f"its tokens are no {kind}")
+    if kind != "pieces":
+        return Vocabulary(kind, tuple(tokens))
+    vocabulary = Vocabulary(kind, tuple(tokens), base64.b64decode(stored["sentencepiece"]))
+    if vocabulary._processor.get_piece_size() != len(tokens):
+        raise ValueError("its tokens are not those of its SentencePiece model")
+    return vocabulary
+
+
+def read_vocabularies(path: Path) -> dict[str, Vocabulary]:
+    """Read a vocabulary file: of a language model one, named ""; `source` and `target` of a pair.
 
     Raises:
         InputError: it is missing or damaged.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        kind, tokens = stored["kind"], stored["tokens"]
-        if kind not in KINDS:
-            raise ValueError(f"a vocabulary of {kind!r}")
-        known = {*tokens} if isinstance(tokens, list) else set()
-        if not known or len(known) < len(tokens) or not all(isinstance(t, str) for t in known):
-            raise ValueError("its tokens are no list of texts, each once")
-        if max(map(len, known)) > 1 if kind == "characters" else UNKNOWN not in known:
-            raise ValueError(f"its tokens are no {kind}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if "source" in stored:
+            return {side: from_description(stored[side]) for side in ("source", "target")}
+        return {"": from_description(stored)}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, binascii.Error) as error:
         raise InputError(
             f"{path} cannot be read as a vocabulary ({error}): copy it from the run that the model "
             "comes from."
         ) from error
-    return Vocabulary(kind, tuple(tokens))
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """Read the file of a language model's `Vocabulary.describe`.
+
+    Raises:
+        InputError: it is missing or damaged, or a translator's.
+    """
+    found = read_vocabularies(path)
+    if "" not in found:
+        raise InputError(f"{path} belongs to a translator: it is run by `tiffin translate`.")
+    return found[""]
 
 
 def find_vocabulary(model: Path) -> Vocabulary:
@@ -114,6 +168,11 @@ def find_vocabulary(model: Path) -> Vocabulary:
 def beside(model: Path) -> dict | None:
     """Return the description of the vocabulary beside a model file, None where there is none."""
     return find_vocabulary(model).describe() if (model.parent / VOCABULARY).exists() else None
+
+
+def describe(vocabularies: Mapping[str, Vocabulary]) -> dict:
+    """Return a translator's vocabularies, by `source` and `target`, as JSON values."""
+    return {"format_version": 1} | {side: v.describe() for side, v in vocabularies.items()}
 
 
 def sample(

@@ -17,13 +17,14 @@ import numpy as np
 from tiffin.export.errors import ExportError, InputError
 
 
-def export_elsewhere(model, directory, options: dict) -> dict:
+def export_elsewhere(model, directory, options: dict, task: str = "stage.export") -> dict:
     """Do what `tiffin.export.export` does, in a child process under TensorFlow.
 
     Args:
         model: a `keras.Model` on any backend.
         directory: where the files go.
         options: all other arguments of `export`, by name.
+        task: module and function of this package that export it.
 
     Returns:
         The manifest.
@@ -32,12 +33,12 @@ def export_elsewhere(model, directory, options: dict) -> dict:
         InputError, ExportError: as `export`; or the model holds what a process cannot be handed.
     """
     options = {**options, "directory": str(Path(directory).resolve())}
-    return _run("export", model, options)
+    return _run(task, model, options)
 
 
 def dry_run_elsewhere(model, options: dict) -> None:
     """Do what `tiffin.export.stage.dry_run` does, in a child process under TensorFlow."""
-    _run("dry_run", model, options)
+    _run("stage.dry_run", model, options)
 
 
 def _run(task: str, model, options: dict) -> dict | None:
@@ -137,12 +138,12 @@ def main(folder: Path) -> int:
         importlib.import_module(module)
     import keras
 
-    from tiffin.export import stage
-
+    module, _, name = job["task"].partition(".")
+    task = getattr(importlib.import_module(f"tiffin.export.{module}"), name)
     with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
         for name in ("calibration", "evaluation"):
             value = _fetch(options.pop(name), arrays)
-            if job["task"] == "export":
+            if value is not None:
                 options[name] = value
     if metric := options.get("metric"):
         module, _, name = metric.partition(":")
@@ -151,7 +152,7 @@ def main(folder: Path) -> int:
     model = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=False)
     result = folder / "result.json"
     try:
-        manifest = getattr(stage, job["task"])(model, **options)
+        manifest = task(model, **options)
     except InputError as error:
         answer = {"error": str(error), "kind": type(error).__name__}
         answer["manifest"] = getattr(error, "manifest", None)

@@ -35,6 +35,7 @@ from tiffin.layers.boxes import (
 from tiffin.layers.center_loss import CenterLoss
 from tiffin.layers.convolution import GroupedConv2D
 from tiffin.layers.darknet import DarknetConvolutions, darknet_maps
+from tiffin.layers.decoder import Decoder
 from tiffin.layers.dense_block import dense_block, dense_layer, transition
 from tiffin.layers.divergence import KLDivergence, cross_entropy, entropy, kl_divergence
 from tiffin.layers.factorized_inception import (
@@ -152,6 +153,7 @@ __all__ = [
     "DecodeCells",
     "DecodeRegions",
     "DecodeRoots",
+    "Decoder",
     "EmbeddingTrainer",
     "GRUCell",
     "GroupedConv2D",

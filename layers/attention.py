@@ -16,11 +16,12 @@ class Attention(keras.layers.Layer, abc.ABC):
         query: float `[batch, features]` of one step, or `[batch, steps, features]` of all.
         keys: float `[batch, length, key features]`, the encoder's outputs.
         mask: bool `[batch, length]`, False where there is padding; None: none.
+        values: float `[batch, length, value features]`, what is summed up; None: the keys.
 
     Returns:
-        `context`, the keys' weighted sum, float `[batch, key features]` or `[batch, steps, key
-        features]`, and `weights`, `[batch, length]` or `[batch, steps, length]`: none negative,
-        zero on padding, 1 in sum unless all is padding.
+        `context`, the values' weighted sum, float `[batch, value features]` or `[batch, steps,
+        value features]`, and `weights`, `[batch, length]` or `[batch, steps, length]`: none
+        negative, zero on padding, 1 in sum unless all is padding.
     """
 
     def __init__(self, **kwargs):
@@ -30,10 +31,10 @@ class Attention(keras.layers.Layer, abc.ABC):
     def compute_mask(self, *arguments):
         return None, None
 
-    def call(self, query, keys, mask=None):
+    def call(self, query, keys, mask=None, values=None):
         steps = query if len(query.shape) == 3 else query[:, None]
         weights = self.weigh(steps, keys, mask)
-        context = ops.matmul(weights, keys)
+        context = ops.matmul(weights, keys if values is None else values)
         if len(query.shape) == 3:
             return context, weights
         return ops.squeeze(context, 1), ops.squeeze(weights, 1)
@@ -54,17 +55,21 @@ class Attention(keras.layers.Layer, abc.ABC):
             return ops.softmax(scores)
         mask = ops.cast(mask, scores.dtype)
         mask = mask[:, None] if len(mask.shape) == 2 else mask
-        least = -3e4 if keras.backend.standardize_dtype(scores.dtype) == "float16" else -1e9
-        # A product, as a softmax of nothing but padding is not zero by itself.
-        return ops.softmax(scores + (1 - mask) * least) * mask
+        # Not minus a billion: in int8 no two other scores would differ then. With the least score
+        # in the place of what is masked the softmax is in range, and what it gets is taken away.
+        least = ops.min(scores, axis=-1, keepdims=True)
+        weights = ops.softmax(ops.where(mask > 0, scores, least)) * mask
+        # No less than a share of 1 / length is left, but where all is padding.
+        total = ops.sum(weights, axis=-1, keepdims=True)
+        return weights / ops.maximum(total, 1e-6)
 
     @abc.abstractmethod
     def score(self, query, keys):
         """Return how well each key fits each query: `[batch, steps, length]`."""
 
-    def compute_output_shape(self, query_shape, keys_shape, mask_shape=None):
+    def compute_output_shape(self, query_shape, keys_shape, mask_shape=None, values_shape=None):
         steps = query_shape[:-1]
-        return (*steps, keys_shape[-1]), (*steps, keys_shape[1])
+        return (*steps, (values_shape or keys_shape)[-1]), (*steps, keys_shape[1])
 
 
 def additive_score(query, keys, v):
@@ -89,29 +94,32 @@ class BahdanauAttention(Attention):
 
     Args:
         units: rows of W and U.
+        project_keys: False where the keys come as U h, float `[batch, length, units]`, with the h
+            as `values`: U h is the same at every step of a decoder.
         **kwargs: `name`, `dtype`.
 
     Weights: `query_kernel` W, float `[query features, units]`; `key_kernel` U, `[key features,
     units]`; `v`, `[units]`. Call arguments and results: see `Attention`.
     """
 
-    def __init__(self, units: int, **kwargs):
+    def __init__(self, units: int, project_keys: bool = True, **kwargs):
         super().__init__(**kwargs)
         if units < 1:
             raise ValueError(f"units={units} must be 1 or more.")
-        self.units = units
+        self.units, self.project_keys = units, project_keys
 
-    def build(self, query_shape, keys_shape, mask_shape=None):
+    def build(self, query_shape, keys_shape, mask_shape=None, values_shape=None):
         self.query_kernel = self.add_weight((query_shape[-1], self.units), name="query_kernel")
-        self.key_kernel = self.add_weight((keys_shape[-1], self.units), name="key_kernel")
+        if self.project_keys:
+            self.key_kernel = self.add_weight((keys_shape[-1], self.units), name="key_kernel")
         self.v = self.add_weight((self.units,), name="v")
 
     def score(self, query, keys):
-        query, keys = ops.matmul(query, self.query_kernel), ops.matmul(keys, self.key_kernel)
-        return additive_score(query, keys, self.v)
+        keys = ops.matmul(keys, self.key_kernel) if self.project_keys else keys
+        return additive_score(ops.matmul(query, self.query_kernel), keys, self.v)
 
     def get_config(self):
-        return {**super().get_config(), "units": self.units}
+        return {**super().get_config(), "units": self.units, "project_keys": self.project_keys}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -152,7 +160,7 @@ class LuongAttention(Attention):
                 raise ValueError(f"{name}={value} must be 1 or more.")
         self.kind, self.units, self.window = kind, units, window
 
-    def build(self, query_shape, keys_shape, mask_shape=None):
+    def build(self, query_shape, keys_shape, mask_shape=None, values_shape=None):
         features, key_features = query_shape[-1], keys_shape[-1]
         if self.kind == "dot" and features != key_features:
             raise ValueError(

@@ -25,6 +25,7 @@ classic deep learning in Keras 3: recipes to train, layers to reuse, checked fil
   tiffin verify FILE IMAGE IMAGE            whether two pictures show the same, by an embedder
   tiffin gallery FILE FOLDER IMAGE ...      who it is, among the people of a folder
   tiffin generate FILE --prompt TEXT        what a language model goes on with
+  tiffin translate FILE TEXT ...            what a translator makes of texts
 
 `tiffin COMMAND --help` explains a command; `tiffin train NAME --help` a recipe's options.
 """

@@ -49,6 +49,7 @@ class Variant(NamedTuple):
             "COCO": 80,
             "tinyshakespeare": 65,
             "PTB": 10_000,
+            "Multi30k": 4000,
         }
         return known.get(self.data, 1000)
 

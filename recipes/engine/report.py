@@ -82,6 +82,27 @@ def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     _save(figure, path)
 
 
+def attention(maps: Sequence[tuple], path: Path) -> None:
+    """Draw what a decoder looks at: a picture a translation, a row a word that it writes.
+
+    Args:
+        maps: of each: the source's tokens, the target's, weights `[target, source]`, 0 to 1.
+        path: of the picture.
+    """
+    columns = 2
+    rows = -(-len(maps) // columns)
+    figure = _figure(6.4 * columns, 5.2 * rows)
+    figure.suptitle("Attention: where a row's word comes from; white is all of it")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(maps) :]:
+        axes.axis("off")
+    for axes, (source, target, weights) in zip(grid.flat, maps, strict=False):
+        axes.imshow(weights[:, : len(source)], cmap="gray", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(target)), target, fontsize=7)
+    _save(figure, path)
+
+
 def boxes(images, drawn: Sequence[tuple], heading: str, path: Path) -> None:
     """Draw up to 20 pictures with boxes.
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from tiffin.export.documents import table
+from tiffin.layers import Decoder, Maxout
+from tiffin.layers.attention import Attention
+from tiffin.layers.recurrent import Cell
 
 Shape = tuple[int, ...]
 
@@ -36,7 +40,9 @@ class Row:
     field: int | None
 
 
-def multiply_accumulates(layer: keras.Layer, inputs: Shape, outputs: Shape) -> int:
+def multiply_accumulates(
+    layer: keras.Layer, inputs: Shape, outputs: Shape, others: Sequence[Shape] = ()
+) -> int:
     """Count the multiply-accumulate operations of one layer for one input.
 
     A convolution of C channels to D with a K x K kernel has K*K*C*D weights, and uses each of them
@@ -47,10 +53,27 @@ def multiply_accumulates(layer: keras.Layer, inputs: Shape, outputs: Shape) -> i
         layer: a built layer.
         inputs: shape of its input, without the batch axis.
         outputs: shape of its output, without the batch axis.
+        others: shapes of its further inputs.
     """
-    if isinstance(layer, keras.layers.RNN):
+    if isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional | Cell):
         kernels = [w for w in layer.weights if w.name in ("kernel", "recurrent_kernel")]
-        return inputs[0] * sum(math.prod(kernel.shape) for kernel in kernels)
+        steps = 1 if isinstance(layer, Cell) else inputs[0]
+        return steps * sum(math.prod(kernel.shape) for kernel in kernels)
+    if isinstance(layer, Decoder):
+        step = sum(row.macs for row in rows(layer.step)) + math.prod(layer.head.kernel.shape)
+        return inputs[0] * step
+    if isinstance(layer, Attention):
+        # Of one query: it and the keys are multiplied with kernels, then with each other, and the
+        # weights with what they are of.
+        keys, values = others[0], others[-1] if len(others[-1]) == 2 else others[0]
+        kernels = sum(
+            math.prod(w.shape) * (keys[0] if w.name == "key_kernel" else 1)
+            for w in layer.weights
+            if len(w.shape) == 2
+        )
+        return kernels + math.prod(keys) + math.prod(values)
+    if isinstance(layer, Maxout):
+        return math.prod(outputs) * layer.pieces * inputs[-1]
     if isinstance(layer, keras.layers.Dense):
         return math.prod(outputs) * layer.kernel.shape[0]
     if isinstance(layer, keras.layers.Conv2DTranspose):
@@ -77,7 +100,7 @@ def rows(model: keras.Model) -> list[Row]:
         node = _node(model, layer)
         outputs = keras.tree.flatten(node.output_tensors)
         shape = tuple(outputs[0].shape[1:])
-        inputs = tuple(node.input_tensors[0].shape[1:]) if node.input_tensors else shape
+        inputs, *others = [tuple(t.shape[1:]) for t in node.input_tensors] or [shape]
         # What plain operations give, such as a slice, is not followed.
         seen = _sight(layer, [sight.get(id(t), (None, 1)) for t in node.input_tensors])
         sight |= {id(t): seen for t in outputs}
@@ -87,7 +110,7 @@ def rows(model: keras.Model) -> list[Row]:
                 type(layer).__name__,
                 shape,
                 layer.count_params(),
-                multiply_accumulates(layer, inputs, shape),
+                multiply_accumulates(layer, inputs, shape, others),
                 sum(4 * math.prod(t.shape[1:]) for t in outputs),
                 seen[0],
             )
@@ -132,7 +155,8 @@ def trainable(model: keras.Model) -> int:
 def text(model: keras.Model) -> str:
     """Return the table of layers and the totals for people."""
     found = rows(model)
-    sees = len(model.input_shape) == 4  # pictures: what is behind sequences has no field in pixels
+    shapes = [tuple(t.shape[1:]) for t in model.inputs]
+    sees = len(shapes[0]) == 3  # pictures: what is behind sequences has no field in pixels
     cells = [
         [
             row.name,
@@ -150,7 +174,7 @@ def text(model: keras.Model) -> str:
     macs = sum(row.macs for row in found)
     memory = sum(row.memory for row in found)
     fields = [row.field for row in found if row.field is not None]
-    size = " x ".join(map(str, model.input_shape[1:]))
+    size = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
     return "\n".join(
         [
             table(header, cells),

@@ -200,13 +200,33 @@ def _parts(data: str, encoding: str) -> tuple[list[str], str]:
     if data == EMBEDDED or not folder.is_dir():
         text, name = read_text(data, encoding)
         return [text], name
-    texts = []
+    files = part_files(folder)
+    return [read_text(str(file), encoding)[0] for file in files], folder.name
+
+
+def part_files(folder: Path, ending: str = "") -> list[Path]:
+    """Return the files of a folder to train, to validate and to test.
+
+    Args:
+        folder: it has one of each; their names say which.
+        ending: of the names, before a .gz.
+
+    Raises:
+        InputError: it has not.
+    """
+    found = []
     for words in (("train",), ("valid", "val", "dev"), ("test",)):
-        files = [p for p in sorted(folder.iterdir()) if any(w in p.name.lower() for w in words)]
+        files = [
+            path
+            for path in sorted(folder.iterdir())
+            if any(word in path.name.lower() for word in words)
+            and path.name.removesuffix(".gz").endswith(ending)
+        ]
         if len(files) != 1:
             raise InputError(
-                f"{folder} has {len(files)} files with {' or '.join(words)} in their names: there "
-                "must be one to train, one to validate and one to test; or name a single file."
+                f"{folder} has {len(files)} files with {' or '.join(words)} in their names"
+                f"{f' that end in {ending}' if ending else ''}: there must be one to train, one to "
+                "validate and one to test; or name a single file."
             )
-        texts.append(read_text(str(files[0]), encoding)[0])
-    return texts, folder.name
+        found += files
+    return found

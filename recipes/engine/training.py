@@ -122,6 +122,18 @@ class Recipe(abc.ABC):
         """Return what leaves of a network from `inference`."""
         return model
 
+    def dry_export(self, model: keras.Model, data: Any) -> None:
+        """Prove that a network from `inference` can leave."""
+        from tiffin.export import stage
+
+        stage.dry_run(self.exported(model), self.formats)
+
+    def hand_out(self, model: keras.Model, data: Any, directory: Path, **options) -> dict[str, Any]:
+        """Export a network from `inference` as `tiffin.export.export` does; return the manifest."""
+        from tiffin import export
+
+        return export.export(self.exported(model), directory, **options)
+
     def published(self) -> tuple[dict[str, Collection], str]:
         """Return the table of weights that others publish, and which network there it is."""
         return getattr(sys.modules[type(self).__module__], "WEIGHTS", {}), self.model
@@ -261,9 +273,7 @@ class Recipe(abc.ABC):
         trained = sum(math.prod(v.shape) for v in model.trainable_variables)
         print(f"Model: {model.name}, {model.count_params():,} parameters, {trained:,} to train")
         if self.export:
-            from tiffin.export import stage
-
-            stage.dry_run(self.exported(self.inference(model)), self.formats)
+            self.dry_export(self.inference(model), data)
             print(f"Dry export: {' and '.join(self.formats)} work")
         return data, model
 
@@ -388,12 +398,13 @@ class Recipe(abc.ABC):
         write_text(directory / report.REPORT, report.markdown(metrics, directory))
 
     def _export(self, model, data, directory: Path, metrics: dict[str, Any]) -> dict[str, Any]:
-        from tiffin import export
+        from tiffin.export.errors import ExportError
 
         options = self.export_options(data, metrics["test"])
         try:
-            manifest = export.export(
-                self.exported(model),
+            manifest = self.hand_out(
+                model,
+                data,
                 directory / "export",
                 formats=self.formats,
                 precisions=self.precisions,
@@ -401,7 +412,7 @@ class Recipe(abc.ABC):
                 task=self.task,
                 **options,
             )
-        except export.ExportError as error:
+        except ExportError as error:
             manifest = getattr(error, "manifest", None)
             if manifest:
                 self._publish(metrics | {"export": manifest}, directory)

@@ -117,6 +117,19 @@ def test_padding_never_changes_a_context(name, length, padding):
     np.testing.assert_allclose(values(layer(query, padded, mask=mask)[0]), bare, atol=1e-6)
 
 
+def test_projected_keys_and_their_values_give_the_same():
+    layer, cut = BahdanauAttention(6), BahdanauAttention(6, project_keys=False)
+    query, keys = normal(BATCH, STEPS, FEATURES), normal(BATCH, LENGTH, FEATURES)
+    mask = lengths_mask([7, 3, 5])
+    whole = layer(query, keys, mask=mask)
+    projected = ops.matmul(ops.convert_to_tensor(keys), layer.key_kernel)
+    cut(query, projected, mask=mask, values=keys)
+    cut.set_weights([values(layer.query_kernel), values(layer.v)])
+    for one, other in zip(whole, cut(query, projected, mask=mask, values=keys)):
+        np.testing.assert_allclose(values(one), values(other), atol=1e-6)
+    assert cut.compute_output_shape((2, 3, 5), (2, 7, 6), None, (2, 7, 4))[0] == (2, 3, 4)
+
+
 def test_nothing_but_padding_gives_no_context_and_no_nan():
     for make in KINDS.values():
         context, weights = make()(
