@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def search(
         chosen = (np.arange(len(here))[:, None] * beam + rows)[on].ravel()
         feeds = {name: outputs.get(f"{NEXT}{name}", array)[chosen] for name, array in feeds.items()}
         here, scores, said = here[on], scores[on], said[on]
-    return [sorted(texts, key=lambda text: -text.value(penalty)) for texts in found]
+    return [sorted(texts, key=lambda text: -text.value(penalty))[:beam] for texts in found]
 
 
 def _top(values: np.ndarray, count: int) -> np.ndarray:
@@ -225,6 +226,10 @@ def of_keras(model, vocabularies: Mapping[str, Vocabulary]) -> Translator:
     """
     from tiffin.export.steps import translator_parts
 
+    # Texts have many lengths: TensorFlow would warn that it looks at its graph anew.
+    logging.getLogger("tensorflow").addFilter(
+        lambda record: "tf.function retracing" not in record.getMessage()
+    )
     encoder, step = map(runtime.of_model, translator_parts(model))
     return Translator(encoder, step, vocabularies, None)
 
