@@ -39,16 +39,23 @@ def runs() -> dict[str, dict]:
 
 def of_files(run: dict) -> list[str]:
     """Return a run's int8 loss, sizes and milliseconds: TFLite's, on one thread."""
-    files = {(f["format"], f["precision"]): f for f in run.get("export", {}).get("files", [])}
-    whole, small = files.get(("tflite", "fp32")), files.get(("tflite", "int8"))
+    export = run.get("export", {"files": []})
+    entries = [f for f in export["files"] if f["format"] == "tflite"]
+    whole, small = ([f for f in entries if f["precision"] == p] for p in ("fp32", "int8"))
     if not whole or not small:
         return ["-"] * 3
-    loss = run["export"]["reference"]["value"] - small["metric"]
-    loss = 100 * (math.expm1(loss) if run["task"] == "language" else loss)
+    kinds = {(p["format"], p["precision"]): p for p in export.get("pairs", [])}
+    metric = kinds["tflite", "int8"]["bleu"] if kinds else small[0]["metric"]
+    loss = export["reference"]["value"] - metric
+    if run["task"] == "language":
+        loss = math.expm1(loss)
+    # Of a translator the size of both halves, and the time of the one that runs for every word.
+    sizes = [sum(f["bytes"] for f in files) / 1e6 for files in (whole, small)]
+    times = [files[-1]["latency_ms"]["median"] for files in (whole, small)]
     return [
-        f"{loss:+.2f}",
-        f"{whole['bytes'] / 1e6:.2f} / {small['bytes'] / 1e6:.2f}",
-        f"{whole['latency_ms']['median']:.2f} / {small['latency_ms']['median']:.2f}",
+        f"{loss if kinds else 100 * loss:+.2f}",
+        " / ".join(f"{size:.2f}" for size in sizes),
+        " / ".join(f"{time:.2f}" for time in times),
     ]
 
 
@@ -91,7 +98,21 @@ TASKS = {
         "{nats:.4f} nats a token, {bits:.4f} bits, perplexity {perplexity:.3f} over {examples:,} "
         "tokens",
     ),
+    "translation": (
+        ["BLEU, greedy", "BLEU, beam", "exact, greedy", "exact, beam", "perplexity"],
+        lambda test: [
+            f"{test['bleu_greedy']:.2f}",
+            f"{test['bleu_beam']:.2f}",
+            percent(test["exact_greedy"]),
+            percent(test["exact_beam"]),
+            f"{test['perplexity']:.3f}",
+        ],
+        "BLEU {bleu_greedy:.2f} greedily, {bleu_beam:.2f} with a beam of {beam_size} and a length "
+        "penalty of {length_penalty}; exact {exact_greedy:.2%} and {exact_beam:.2%}; perplexity "
+        "{perplexity:.3f} of {examples:,} texts",
+    ),
 }
+UNITS = {"language": "% of perplexity", "translation": "BLEU"}
 
 
 def results() -> str:
@@ -133,8 +154,11 @@ def results() -> str:
                 sections.append(files_table(run["export"]))
         if rows:
             header = ["run", "model", "data", "parameters", "epochs", "minutes", *columns]
-            unit = "% of perplexity" if task == "language" else "points"
-            header += [f"int8 loss, {unit}", "MB fp32 / int8", "ms fp32 / int8"]
+            header += [
+                f"int8 loss, {UNITS.get(task, 'points')}",
+                "MB fp32 / int8",
+                "ms fp32 / int8",
+            ]
             parts += [f"## {task.capitalize()}", table(header, rows)]
     benchmarks = [path.read_text().strip() for path in sorted(RESULTS.glob("*.md"))]
     return "\n\n".join([*parts, *benchmarks, "# The runs", *sections]) + "\n"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tiffin.export.runtime import Runner, Tensor
+    from tiffin.export.text import Vocabulary
     from tiffin.export.videos import Video
 
 # (mean, std) of raw pixels 0-255: what was subtracted and divided by when the model was trained.
@@ -29,6 +30,7 @@ NORMALIZATIONS = {
     "tf": ((127.5,), (127.5,)),
     "unit": ((0.0,), (255.0,)),
 }
+_LOSS = math.log(1.03)  # of log-likelihood: 3 % of the perplexity
 _CALIBRATION_IMAGES = 100
 _EVALUATION_IMAGES = 500
 _TOP = 5
@@ -42,7 +44,8 @@ class Export:
       tiffin export runs/resnet/2026-01-31_12-00-00 phone/ --calibration photos/
       tiffin export model.keras phone/ --calibration photos/ --normalization imagenet
       tiffin export model.keras phone/ --formats tflite --precisions fp32 fp16
-      tiffin export runs/char_rnn/2026-01-31_12-00-00 phone/ --step --precisions fp32 int8_dynamic
+      tiffin export runs/char_rnn/2026-01-31_12-00-00 phone/ --step --calibration text.txt
+      tiffin export runs/seq2seq/2026-01-31_12-00-00 phone/ --length 40 --precisions fp32 fp16
     """
 
     model: Path
@@ -58,7 +61,8 @@ class Export:
     )
     """Precisions; int8 needs --calibration."""
     calibration: Path | None = None
-    """Folder of images to calibrate with; subfolders named like labels also give accuracies."""
+    """Folder of images to calibrate with; subfolders named like labels also give accuracies. Of a
+    language model a text file; of a translator one with a text, a tab, its translation a line."""
     labels: Path | None = None
     """Text file, one label a line; default: labels.txt beside the model."""
     input_dtype: Literal["uint8", "float32"] = "uint8"
@@ -72,7 +76,8 @@ class Export:
     step: bool = False
     """Of a recurrent model: export one step, with its states as inputs and outputs."""
     length: int | None = None
-    """Of a model over sequences of any length: the one length that the files take."""
+    """Of a model over sequences of any length: the one length that the files take; of a translator
+    the most tokens of a source, with the end mark."""
     unroll: bool = False
     """With --length: repeat the steps in the file in the place of a loop, which int8 needs."""
     name: str | None = None
@@ -91,36 +96,81 @@ class Export:
         with runtime.quiet():
             from tiffin.export import stage
         path = _model_file(self.model)
-        labels = read_label_file(self.labels) if self.labels else find_labels(path)
-        model = self._shaped(runtime.read_keras(path))
-        runner = runtime.of_model(model)
-        task = "classification" if labels else None
-        task = "detection" if detections.detects(runner) else task
-        calibration = evaluation = None
-        if self.calibration:
-            calibration, evaluation = _read_calibration(
-                self.calibration, labels, _image_input(runner)
+        vocabularies = text.beside(path)
+        model = runtime.read_keras(path)
+        given = {"formats": self.formats, "precisions": self.precisions, "name": self.name}
+        given |= {"explain": self.explain}
+        if "source" in vocabularies:
+            manifest = self._translator(model, vocabularies, given)
+        else:
+            labels = read_label_file(self.labels) if self.labels else find_labels(path)
+            model = self._shaped(model)
+            runner = runtime.of_model(model)
+            if vocabularies:
+                given |= self._language(vocabularies[""])
+            elif self.calibration:
+                calibration, given["evaluation"] = _read_calibration(
+                    self.calibration, labels, _image_input(runner)
+                )
+                given["calibration"] = proposals.given(runner.inputs, calibration)
+            task = "classification" if labels else None
+            task = "detection" if detections.detects(runner) else task
+            manifest = stage.export(
+                model,
+                self.directory,
+                labels=labels,
+                input_dtype=self.input_dtype,
+                normalization=normalization,
+                logits=self.logits,
+                **{"task": task, "max_loss": self.max_loss} | given,
             )
-            calibration = proposals.given(runner.inputs, calibration)
-        manifest = stage.export(
-            model,
-            self.directory,
-            formats=self.formats,
-            precisions=self.precisions,
-            calibration=calibration,
-            evaluation=evaluation,
-            labels=labels,
-            input_dtype=self.input_dtype,
-            normalization=normalization,
-            logits=self.logits,
-            max_loss=self.max_loss,
-            name=self.name,
-            explain=self.explain,
-            task=task,
-            vocabulary=text.beside(path),
-        )
         print(documents.files_table(manifest))
         print(f"\nThe files and how to use them: {self.directory / documents.CARD}")
+
+    def _language(self, vocabulary: "Vocabulary") -> dict:
+        """Return what the stage is told of a language model."""
+        from tiffin.export import recurrent, text
+
+        given = {"vocabulary": vocabulary.describe(), "task": "language", "max_loss": _LOSS}
+        if not self.calibration or not self.step:
+            return given
+        tokens = vocabulary.encode(_read_text(self.calibration))
+        if len(tokens) < 4:
+            raise InputError(f"{self.calibration} is too short: give a text of a page or more.")
+        half = len(tokens) // 2
+        return given | {
+            "calibration": text.excerpts(tokens[:half])[0],
+            "evaluation": text.excerpts(tokens[half:]),
+            "metric": recurrent.log_likelihood,
+        }
+
+    def _translator(self, model, vocabularies: "dict[str, Vocabulary]", given: dict) -> dict:
+        """Export a translator; returns the manifest."""
+        from tiffin.export import text, translation
+        from tiffin.export.translator import export_translator
+
+        if self.length is None or self.length < 2:
+            raise InputError(
+                "A translator leaves for sources of one length: say with --length how many tokens, "
+                "the end mark included, such as --length 40."
+            )
+        if self.calibration:
+            lines = [line for line in _read_text(self.calibration).split("\n") if line.strip()]
+            pairs = [line.split("\t") for line in lines]
+            wrong = [line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2]
+            if wrong or len(pairs) < 2:
+                line = f"the line {wrong[0][:60]!r}" if wrong else "no two lines"
+                raise InputError(
+                    f"{self.calibration} has {line}: a translator is calibrated with lines of a "
+                    "text, a tab and its translation, two or more."
+                )
+            of = vocabularies, self.length
+            given["calibration"] = translation.examples(pairs[::2], *of, padding=False)[0]
+            given["evaluation"] = translation.examples(pairs[1::2], *of)
+        described = text.describe(vocabularies)
+        return export_translator(
+            model, self.directory, length=self.length, vocabulary=described, max_loss=_LOSS, **given
+        )
 
     def _shaped(self, model):
         """Return the model, or what of a recurrent one was asked for."""
@@ -630,6 +680,18 @@ def parse_normalization(words: Sequence[str]) -> tuple[tuple[float, ...], ...] |
             f"each or one a channel (2 or 6 numbers), not {' '.join(words)}."
         )
     return numbers[:half], numbers[half:]
+
+
+def _read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file.
+
+    Raises:
+        InputError: it is missing, or no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 
 
 def read_label_file(path: Path) -> list[str]:

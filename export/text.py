@@ -165,14 +165,31 @@ def find_vocabulary(model: Path) -> Vocabulary:
     return read_vocabulary(model.parent / VOCABULARY)
 
 
-def beside(model: Path) -> dict | None:
-    """Return the description of the vocabulary beside a model file, None where there is none."""
-    return find_vocabulary(model).describe() if (model.parent / VOCABULARY).exists() else None
+def beside(model: Path) -> dict[str, Vocabulary]:
+    """Return the vocabularies beside a model file (`read_vocabularies`); none where no file is."""
+    path = model.parent / VOCABULARY
+    return read_vocabularies(path) if path.exists() else {}
 
 
 def describe(vocabularies: Mapping[str, Vocabulary]) -> dict:
     """Return a translator's vocabularies, by `source` and `target`, as JSON values."""
     return {"format_version": 1} | {side: v.describe() for side, v in vocabularies.items()}
+
+
+def excerpts(
+    tokens: np.ndarray, count: int = 40, steps: int = 100
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return evenly spaced pieces of a text, and what follows each token: int32 `[count, steps]`.
+
+    Args:
+        tokens: int32 `[n]`.
+        count: pieces, fewer where they would overlap.
+        steps: tokens of a piece, fewer in a short text.
+    """
+    steps = min(steps, len(tokens) - 1)
+    count = max(1, min(count, (len(tokens) - 1) // steps))
+    places = np.linspace(0, len(tokens) - 1 - steps, count).astype(int)[:, None] + np.arange(steps)
+    return tokens[places], tokens[places + 1]
 
 
 def sample(

@@ -18,6 +18,7 @@ SOURCE, WEIGHTS = "source", "weights"
 ENCODER, DECODER = "encoder", "decoder"
 PENALTY = 1.0  # usual exponent of the length penalty
 _AT_ONCE = 64  # sentences
+_EXAMPLES = 200  # pairs that files are tried with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +218,51 @@ def padded(texts: Sequence[Sequence[int]], length: int | None = None) -> np.ndar
     return result
 
 
+def examples(
+    pairs: Sequence[Sequence[str]],
+    vocabularies: Mapping[str, Vocabulary],
+    length: int,
+    padding: bool = True,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return what files are tried with: `source` and `target`, and what follows each token.
+
+    Args:
+        pairs: texts and their translations, of which evenly spaced ones are taken.
+        vocabularies: of `source` and `target`.
+        length: of the sources, end mark and padding included; longer ones are left out.
+        padding: False: of the longer targets, all cut to the same length.
+
+    Returns:
+        `source`, int32 `[n, length]`, `target`, `[n, steps]`, which begins with the start mark, and
+        int32 `[n, steps]` of the tokens that follow, -1 behind the end mark.
+
+    Raises:
+        InputError: no source is short enough.
+    """
+
+    def spaced(count: int, most: int):
+        return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+    sides = vocabularies["source"], vocabularies["target"]
+    tokens = [
+        [side.encode(text) for side, text in zip(sides, pairs[i], strict=True)]
+        for i in spaced(len(pairs), 5 * _EXAMPLES)
+    ]
+    tokens = [pair for pair in tokens if 0 < len(pair[0]) < length and len(pair[1])]
+    if not tokens:
+        raise InputError(f"No text has fewer than {length} tokens: raise --length.")
+    if not padding:
+        middle = int(np.median([len(target) for _, target in tokens]))
+        tokens = [(source, t[: middle - 1]) for source, t in tokens if len(t) >= middle]
+    chosen = [tokens[i] for i in spaced(len(tokens), _EXAMPLES)]
+    given = {
+        "source": padded([[*source, END] for source, _ in chosen], length),
+        "target": padded([[START, *target] for _, target in chosen]),
+    }
+    following = padded([[*target, END] for _, target in chosen])
+    return given, np.where(following == PAD, -1, following)
+
+
 def of_keras(model, vocabularies: Mapping[str, Vocabulary]) -> Translator:
     """Return a translator that Keras runs.
 
@@ -278,3 +324,13 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
     import sacrebleu
 
     return sacrebleu.corpus_bleu([*texts], [[*references]]).score
+
+
+def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
+    """Return the chrF of texts, 0 to 100: like BLEU, of characters, and for short texts, too.
+
+    Popović 2015, by sacreBLEU's own settings.
+    """
+    import sacrebleu
+
+    return sacrebleu.corpus_chrf([*texts], [[*references]]).score

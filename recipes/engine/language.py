@@ -23,7 +23,6 @@ from tiffin.recipes.engine.training import Recipe
 SAMPLES = "samples.txt"
 _TEMPERATURES = (0.5, 0.8, 1.0)
 _WINDOW = 500  # steps at once when a text is read for its likelihood
-_TRIED = (40, 100)  # sequences and steps that exported files are compared on
 
 
 def rebuilt(model: keras.Model, rows: int | None = None, steps: int | None = None) -> keras.Model:
@@ -144,7 +143,7 @@ class Language(Recipe):
 
     def export_options(self, data: TextData, test: dict[str, Any]) -> dict[str, Any]:
         (calibration, _), (tokens, targets) = (
-            excerpts(split.tokens, *_TRIED) for split in (data.train, data.test)
+            text.excerpts(split.tokens) for split in (data.train, data.test)
         )
         return {
             "calibration": calibration,
@@ -154,20 +153,6 @@ class Language(Recipe):
             "vocabulary": data.vocabulary.describe(),
             "description": f"{self.model} trained on {data.kind}",
         }
-
-
-def excerpts(tokens: np.ndarray, count: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return evenly spaced pieces of a text, and what follows each token: int32 `[count, steps]`.
-
-    Args:
-        tokens: int32 `[n]`.
-        count: pieces, fewer where they would overlap.
-        steps: tokens of a piece, fewer in a short text.
-    """
-    steps = min(steps, len(tokens) - 1)
-    count = max(1, min(count, (len(tokens) - 1) // steps))
-    places = np.linspace(0, len(tokens) - 1 - steps, count).astype(int)[:, None] + np.arange(steps)
-    return tokens[places], tokens[places + 1]
 
 
 def cross_entropy(model: keras.Model, tokens: np.ndarray, rows: int) -> float:

@@ -21,7 +21,6 @@ from tiffin.recipes.engine.training import Recipe
 TRANSLATIONS, ATTENTION = "translations.txt", "attention.png"
 _SHOWN = 6  # attention maps
 _DRY = 3  # steps of the encoder in a dry export: what converts once does so again
-_TRIED = (60, 200)  # pairs that exported files are calibrated with, and compared on
 
 
 class TeacherForcing(keras.callbacks.Callback):
@@ -200,44 +199,14 @@ class TranslationRecipe(Recipe):
         return export_translator(model, directory, length=data.length, **options)
 
     def export_options(self, data: PairData, test: dict[str, Any]) -> dict[str, Any]:
-        calibrating, trying = _TRIED
+        given = data.vocabularies, data.length
         return {
-            "calibration": tried(data.train, calibrating, data.length, padding=False)[0],
-            "evaluation": tried(data.test, trying, data.length),
+            "calibration": translation.examples(data.train.pairs, *given, padding=False)[0],
+            "evaluation": translation.examples(data.test.pairs, *given),
             "max_loss": self.max_loss,
             "vocabulary": text.describe(data.vocabularies),
             "description": f"{self.model} trained on {data.kind}",
         }
-
-
-def tried(
-    split: PairSplit, count: int, length: int, padding: bool = True
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return pairs to try files with: `source` and `target`, and what follows each token.
-
-    Args:
-        split: they are evenly spaced pairs of it.
-        count: how many.
-        length: of the sources, padding included; longer ones are left out.
-        padding: False: of the longer targets, all cut to the same length.
-
-    Returns:
-        As `PairSplit.batch`, but for sources of `length` and -1 in the place of padding behind.
-
-    Raises:
-        InputError: no source is short enough.
-    """
-    targets = split.lengths(1)
-    middle = int(np.median(targets))
-    fitting = np.flatnonzero((split.lengths(0) < length) & (padding | (targets >= middle)))
-    if not len(fitting):
-        raise InputError(f"No text has fewer than {length} tokens: raise --length.")
-    places = np.unique(np.linspace(0, len(fitting) - 1, min(count, len(fitting))).astype(int))
-    given, following = split.batch(fitting[places])
-    given["source"] = translation.padded(given["source"], length)
-    if not padding:
-        given["target"], following = given["target"][:, :middle], following[:, :middle]
-    return given, np.where(following == text.PAD, -1, following)
 
 
 def cross_entropy(model: keras.Model, split: PairSplit, batch_size: int) -> float:

@@ -170,3 +170,9 @@ def test_bleu_is_the_papers():
     expected = 100 * np.exp(1 - 8 / 7) * np.prod(shares) ** 0.25
     assert translation.bleu([candidate], [reference]) == pytest.approx(expected)
     assert translation.bleu([reference], [reference]) == pytest.approx(100)
+
+
+def test_chrf_tells_short_texts_apart():
+    assert translation.bleu(["1 2"], ["1 2"]) == 0
+    assert translation.chrf(["1 2"], ["1 2"]) == pytest.approx(100)
+    assert translation.chrf(["3 4"], ["1 2"]) < 20

@@ -156,7 +156,19 @@ def test_a_runs_step_and_sequences_are_exported_by_the_command(run, tmp_path):
     directory, _ = run
     Export(directory, tmp_path, step=True, formats=("tflite",), precisions=("int8_dynamic",)).run()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["files"][0]["same_tokens"] > 0 and manifest["vocabulary"]["kind"]
+    assert manifest["files"][0]["same_tokens"] > 0
+    assert text.find_vocabulary(tmp_path / "manifest.json").kind == "characters"
+    (tmp_path / "verse.txt").write_text(VERSE * 20)
+    calibrated = {"step": True, "calibration": tmp_path / "verse.txt", "name": "c"}
+    Export(directory, tmp_path, formats=("tflite",), precisions=("int8",), **calibrated).run()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["reference"]["metric"] == "log_likelihood" and manifest["files"][0]["metric"]
+    for content, said in (("c", "is too short"), ("Ω", "never seen")):
+        (tmp_path / "verse.txt").write_text(content)
+        with pytest.raises(InputError, match=said):
+            Export(directory, tmp_path, **calibrated).run()
+    with pytest.raises(InputError, match="cannot be read as UTF-8 text"):
+        Export(directory, tmp_path, **calibrated | {"calibration": tmp_path / "none.txt"}).run()
     Export(directory, tmp_path, length=7, formats=("onnx",), precisions=("fp32",), name="w").run()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["inputs"][0]["shape"] == ["batch", 7] and "states" not in manifest

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tiffin import recipes
-from tiffin.export import InputError, text, translation
-from tiffin.export.cli import Translate
+from tiffin.export import ExportError, InputError, text, translation, translator
+from tiffin.export.cli import Export, Translate
 from tiffin.export.steps import translator_parts
 from tiffin.recipes.engine import pair_data, registry, summary
 from tiffin.recipes.engine import translation as task
@@ -174,10 +174,10 @@ def test_halves_say_step_by_step_what_the_whole_says(variant, cell, length):
     vocabulary = text.Vocabulary("characters", (*text.SPECIAL, *"abcdefgh"))
     encoder, step = map(translation.runtime.of_model, translator_parts(model, length))
     names = {"source": vocabulary, "target": vocabulary}
-    translator = translation.Translator(encoder, step, names, length)
+    pair = translation.Translator(encoder, step, names, length)
     whole = keras.ops.convert_to_numpy(model({"source": SOURCE, "target": TARGET}))
     for i, sentence in enumerate(("bcde", "fa", "b")):
-        outputs = translator.along(sentence, TARGET[i, 1:])
+        outputs = pair.along(sentence, TARGET[i, 1:])
         np.testing.assert_allclose(outputs["logits"], whole[i], atol=1e-5)
         if "weights" in outputs:
             weights = outputs["weights"]
@@ -188,12 +188,12 @@ def test_halves_say_step_by_step_what_the_whole_says(variant, cell, length):
 def test_beams_are_scored_as_the_whole_network_scores_their_texts():
     model = small("seq2seq_luong")
     vocabulary = text.Vocabulary("characters", (*text.SPECIAL, *"abcdefgh"))
-    translator = translation.of_keras(model, {"source": vocabulary, "target": vocabulary})
+    own = translation.of_keras(model, {"source": vocabulary, "target": vocabulary})
     for sentence in ("abc", "fed"):
-        (said,) = translator.translate([sentence], beam=4)
+        (said,) = own.translate([sentence], beam=4)
         tokens = [*said.hypothesis.tokens, *([text.END] if said.hypothesis.ended else [])]
         given = np.array([[text.START, *tokens[:-1]]], np.int32)
-        logits = model({"source": translator.tokens(sentence)[None], "target": given})
+        logits = model({"source": own.tokens(sentence)[None], "target": given})
         gains = translation.log_softmax(keras.ops.convert_to_numpy(logits))[0]
         expected = gains[np.arange(len(tokens)), tokens].sum()
         assert said.hypothesis.score == pytest.approx(expected, abs=1e-4)
@@ -259,6 +259,57 @@ def test_the_sample_in_the_documents_translates(run):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "4 2"
+
+
+def test_a_run_is_exported_by_the_command(run, tmp_path, capsys):
+    directory, _ = run
+    lines = [f"{NUMBERS[i]} {NUMBERS[j]}\t{i} {j}\n" for i in range(10) for j in range(4)]
+    (tmp_path / "pairs.txt").write_text("".join(lines))
+    given = {"calibration": tmp_path / "pairs.txt", "formats": ("tflite",), "name": "n"}
+    Export(directory, tmp_path, length=4, precisions=("fp32", "int8"), **given).run()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [pair["precision"] for pair in manifest["pairs"]] == ["fp32", "int8"]
+    assert manifest["parts"]["encoder"]["inputs"][0]["shape"] == ["batch", 4]
+    assert translated(capsys, tmp_path / "n_decoder_int8.tflite", "two nine") == ["2 9"]
+    bare = {"formats": ("onnx",), "precisions": ("fp32",), "name": "bare"}
+    Export(directory, tmp_path, length=3, **bare).run()
+    assert translated(capsys, tmp_path / "bare_encoder_fp32.onnx", "six") == ["6"]
+    with pytest.raises(InputError, match="say with --length how many tokens"):
+        Export(directory, tmp_path, **bare).run()
+    with pytest.raises(InputError, match="int8 needs calibration data"):
+        Export(directory, tmp_path, length=3).run()
+    for content, said in (("one 1\n", "has the line 'one 1'"), ("one\t1", "has no two lines")):
+        (tmp_path / "pairs.txt").write_text(content)
+        with pytest.raises(InputError, match=said):
+            Export(directory, tmp_path, length=3, **given).run()
+
+
+def test_pairs_that_translate_otherwise_are_not_handed_out(run, tmp_path, monkeypatch):
+    directory, _ = run
+    vocabularies = text.read_vocabularies(directory / "vocabulary.json")
+    pairs = [(f"{a} {b}", f"{i} {j}") for i, a in enumerate(NUMBERS) for j, b in enumerate(NUMBERS)]
+    model = keras.saving.load_model(directory / "model.keras")
+    given = {
+        "evaluation": translation.examples(pairs, vocabularies, 4),
+        "vocabulary": text.describe(vocabularies),
+        "formats": ("tflite",),
+        "precisions": ("fp16",),
+    }
+    # What the runtime says is no longer what it said when the halves were tried apart.
+    whole = translator.Translator.translate_tokens
+
+    def wrong(self, sources, beam, penalty=1.0):
+        found = whole(self, sources, beam, penalty)
+        is_file = isinstance(self.encode, translation.runtime.Runner)
+        return found[::-1] if is_file else found
+
+    monkeypatch.setattr(translator.Translator, "translate_tokens", wrong)
+    with pytest.raises(ExportError, match="2 of 2 files .* Together they reach a chrF of") as error:
+        translator.export_translator(model, tmp_path, length=4, **given)
+    assert not error.value.manifest["files"] and not [*tmp_path.glob("*.tflite")]
+    assert [entry["file"] for entry in error.value.manifest["failed"]] == [
+        f"seq2seq_bahdanau_{half}_fp16.tflite" for half in ("encoder", "decoder")
+    ]
 
 
 def test_what_translate_lacks_is_told(run, capsys, tmp_path):
