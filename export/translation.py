@@ -270,14 +270,32 @@ def of_keras(model, vocabularies: Mapping[str, Vocabulary]) -> Translator:
         model: see `steps.translator_parts`.
         vocabularies: of `source` and `target`.
     """
+    from keras.backend import backend
+
     from tiffin.export.steps import translator_parts
 
+    encoder, step = map(runtime.of_model, translator_parts(model))
+    if backend() == "jax":
+        return Translator(_of_few_sizes(encoder), _of_few_sizes(step), vocabularies, None)
     # Texts have many lengths: TensorFlow would warn that it looks at its graph anew.
     logging.getLogger("tensorflow").addFilter(
         lambda record: "tf.function retracing" not in record.getMessage()
     )
-    encoder, step = map(runtime.of_model, translator_parts(model))
     return Translator(encoder, step, vocabularies, None)
+
+
+def _of_few_sizes(run: Run) -> Run:
+    """Return a function that calls another with few shapes, as JAX makes a program for each."""
+
+    def call(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        count = len(next(iter(feeds.values())))
+        more = (1 << (count - 1).bit_length()) - count
+        wide = {name: np.concatenate([a, np.repeat(a[-1:], more, 0)]) for name, a in feeds.items()}
+        if SOURCE in wide:
+            wide[SOURCE] = np.pad(wide[SOURCE], ((0, 0), (0, -wide[SOURCE].shape[1] % 16)))
+        return {name: array[:count] for name, array in run(wide).items()}
+
+    return call
 
 
 def load(path: Path) -> Translator:

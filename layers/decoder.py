@@ -101,14 +101,10 @@ class Decoder(keras.layers.Layer):
         return keras.random.dropout(mask, self.dropout, seed=self.random)
 
     def get_config(self):
-        own = {
-            name: getattr(self, name) for name in ("tokens", "states", "dropout", "mixed", "seed")
-        }
-        return {
-            **super().get_config(),
-            "step": keras.saving.serialize_keras_object(self.step),
-            **own,
-        }
+        names = ("tokens", "states", "dropout", "mixed", "seed")
+        own = {name: getattr(self, name) for name in names}
+        own["step"] = keras.saving.serialize_keras_object(self.step)
+        return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config):
@@ -118,13 +114,14 @@ class Decoder(keras.layers.Layer):
 class _Cell:
     """A function of one step, in the form that `keras.layers.RNN` runs along a sequence."""
 
-    def __init__(self, call, states: list, output_size: int):
-        self.call = self.__class__.__call__
-        self.function, self.output_size = call, output_size
+    def __init__(self, function, states: list, output_size: int):
+        self.function, self.output_size = function, output_size
         self.state_size = [state.shape[-1] for state in states]
 
-    def __call__(self, inputs, states):
+    def call(self, inputs, states):
         return self.function(inputs, states)
+
+    __call__ = call
 
 
 def _along(function, sequences, states: list, size: int):

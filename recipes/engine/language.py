@@ -15,10 +15,8 @@ from tiffin.export.errors import InputError
 from tiffin.export.files import write_json, write_text
 from tiffin.export.steps import called, step_model
 from tiffin.layers import Recurrent
-from tiffin.recipes.engine import registry
-from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.text_data import TextData
-from tiffin.recipes.engine.training import Recipe
+from tiffin.recipes.engine.text_recipe import TextRecipe
 
 SAMPLES = "samples.txt"
 _TEMPERATURES = (0.5, 0.8, 1.0)
@@ -58,48 +56,29 @@ class CarryStates(keras.callbacks.Callback):
 
 
 @dataclasses.dataclass
-class Language(Recipe):
+class Language(TextRecipe):
     """A network that reads a text and tells at every step what comes next."""
 
     data: str = "pydoc"
     """`pydoc` (embedded: the reference of the Python language), or a text file, plain or .gz."""
-    encoding: str = "utf-8"
-    """Of the text file."""
     steps: int = 50
     """Tokens that are read between two updates; the gradient ends there, the state goes on."""
     batch_size: int = 32
     """Places of the text that are read at the same time."""
-    optimizer: OptimizerName = "adam"
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
     clip_norm: float | None = 5.0
-    dropout: float = 0.0
-    """Rate between layers, in [0, 1)."""
-    max_loss: float = math.log(1.03)
-    """How much log-likelihood of a token, in nats, an fp16 or int8 file may lose: 3 % of the
-    perplexity by default."""
 
     task: ClassVar[str] = "language"
-    monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
 
     def check(self) -> None:
         super().check()
         if self.steps < 1:
             raise InputError(f"--steps {self.steps}: it must be at least 1.")
-        if self.weights in ("imagenet", "coco"):
-            raise InputError(f"--weights {self.weights} is for pictures: name a .keras file.")
 
     def training_batches(self, data: TextData, batch_size, first_epoch, drop_remainder):
         return data.train.batches().repeat()
 
     def make_model(self, data: TextData, normalization: tuple | None) -> keras.Model:
-        known = registry.options_of(self.builder)
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
-        given = {name: value for name, value in given.items() if value is not None}
-        try:
-            model = self.builder(self.model, (None,), len(data.vocabulary), **given)
-        except ValueError as error:
-            raise InputError(f"{self.model} cannot be built: {error}") from error
+        model = self.call_builder(len(data.vocabulary))
         same = data.validation.steps == data.train.steps  # else the text is short
         return rebuilt(model, self.batch_size, self.steps if same else None)
 

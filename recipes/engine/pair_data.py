@@ -100,21 +100,26 @@ class PairSplit:
         tokens: of all sources and of all targets, int32, one text behind the other, without marks
             of start and end.
         ends: where each of them ends, int64 `[n]`.
+        multiple: batches are padded to a multiple of so many tokens, for compilers that make a
+            program for every length.
     """
 
     pairs: list[Pair]
     tokens: tuple[np.ndarray, np.ndarray]
     ends: tuple[np.ndarray, np.ndarray]
+    multiple: int = 1
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], vocabularies: Sequence[Vocabulary]) -> "PairSplit":
+    def of(
+        cls, pairs: Sequence[Pair], vocabularies: Sequence[Vocabulary], multiple: int = 1
+    ) -> "PairSplit":
         """Return the split of some pairs."""
         sides = [
             [vocabulary.encode(text) for text in texts]
             for vocabulary, texts in zip(vocabularies, zip(*pairs, strict=True), strict=True)
         ]
         ends = [np.cumsum([len(text) for text in side]) for side in sides]
-        return cls([*pairs], tuple(map(np.concatenate, sides)), tuple(ends))
+        return cls([*pairs], tuple(map(np.concatenate, sides)), tuple(ends), multiple)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -124,7 +129,7 @@ class PairSplit:
         return np.diff(self.ends[side], prepend=0)
 
     def rows(self, side: int, indices: np.ndarray, start: bool, end: bool) -> np.ndarray:
-        """Return some texts, padded to the longest, int32 `[n, steps]`.
+        """Return some texts, padded to the longest or beyond, int32 `[n, steps]`.
 
         Args:
             side: 0 for sources, 1 for targets.
@@ -132,7 +137,8 @@ class PairSplit:
             start, end: whether they begin and end with a mark.
         """
         lengths = self.lengths(side)[indices]
-        place = np.arange(lengths.max() + start + end)[None] - start
+        steps = -(-(lengths.max() + start + end) // self.multiple) * self.multiple
+        place = np.arange(steps)[None] - start
         lengths, begins = lengths[:, None], (self.ends[side][indices] - lengths)[:, None]
         tokens = self.tokens[side][np.minimum(begins + place.clip(0), len(self.tokens[side]) - 1)]
         tokens = np.where(place < lengths, tokens, PAD)
@@ -239,6 +245,7 @@ def load_pairs(
     size: int,
     length: int | None,
     seed: int,
+    multiple: int = 1,
 ) -> PairData:
     """Read pairs as tokens, with vocabularies of their training part.
 
@@ -254,6 +261,7 @@ def load_pairs(
         length: most tokens of a source; longer ones are left out of the training. None: as many as
             the longest one's, 100 at most.
         seed: of the dates, and of the division of two files.
+        multiple: see `PairSplit`.
 
     Raises:
         InputError: as `read_pairs`, or too few pairs.
@@ -266,7 +274,7 @@ def load_pairs(
         # Characters of all parts: there is no unknown one that could stand for a rare one.
         known = [*itertools.chain(*texts)] if kind == "characters" else texts[0]
         vocabularies.append(make_vocabulary(kind, known, size))
-    splits = [PairSplit.of(part, vocabularies) for part in parts]
+    splits = [PairSplit.of(part, vocabularies, multiple) for part in parts]
     lengths = splits[0].lengths(0) + 1  # with the mark of the end
     most = length or min(LONGEST, int(lengths.max()))
     keep = (lengths <= most) & (splits[0].lengths(1) <= 2 * most)
@@ -275,7 +283,7 @@ def load_pairs(
         kept = [pair for pair, kept in zip(parts[0], keep, strict=True) if kept]
         if not kept:
             raise InputError(f"No text to train has {most} tokens or fewer: raise --length.")
-        splits[0] = PairSplit.of(kept, vocabularies)
+        splits[0] = PairSplit.of(kept, vocabularies, multiple)
     return PairData(*splits, *vocabularies, most, name)
 
 

@@ -13,10 +13,9 @@ from tiffin.export.documents import VOCABULARY
 from tiffin.export.errors import InputError
 from tiffin.export.files import write_json, write_text
 from tiffin.export.steps import translator_parts
-from tiffin.recipes.engine import registry, report
-from tiffin.recipes.engine.optimizers import OptimizerName
+from tiffin.recipes.engine import report
 from tiffin.recipes.engine.pair_data import PairData, PairSplit, load_pairs
-from tiffin.recipes.engine.training import Recipe
+from tiffin.recipes.engine.text_recipe import TextRecipe
 
 TRANSLATIONS, ATTENTION = "translations.txt", "attention.png"
 _SHOWN = 6  # attention maps
@@ -41,7 +40,7 @@ class TeacherForcing(keras.callbacks.Callback):
 
 
 @dataclasses.dataclass
-class TranslationRecipe(Recipe):
+class TranslationRecipe(TextRecipe):
     """A network that reads a text and writes another."""
 
     data: str = "dates"
@@ -51,8 +50,6 @@ class TranslationRecipe(Recipe):
     """The file of the targets, where --data is a file: line by line its translation."""
     languages: tuple[str, str] = ("en", "de")
     """How the names of a folder's files end, sources first: train.en.gz, train.de.gz."""
-    encoding: str = "utf-8"
-    """Of the files."""
     tokens: Literal["characters", "words", "pieces"] | None = None
     """What is read and written one by one; default: characters of dates, else pieces of words, by
     SentencePiece."""
@@ -63,9 +60,6 @@ class TranslationRecipe(Recipe):
     longest has, 100 at most."""
     batch_size: int = 64
     """Pairs in a step, of like length."""
-    optimizer: OptimizerName = "adam"
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     dropout: float = 0.2
     """Rate for words, the encoder's states and the decoder's features, in [0, 1)."""
@@ -76,12 +70,8 @@ class TranslationRecipe(Recipe):
     """Translations that are followed side by side when the trained model is tested."""
     length_penalty: float = translation.PENALTY
     """Exponent: 0 leaves the likelihood alone, which favours short translations."""
-    max_loss: float = math.log(1.03)
-    """How much log-likelihood of a token, in nats, an fp16 or int8 file may lose: 3 % of the
-    perplexity by default."""
 
     task: ClassVar[str] = "translation"
-    monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
 
     def check(self) -> None:
         super().check()
@@ -95,8 +85,6 @@ class TranslationRecipe(Recipe):
             raise InputError(
                 f"--teacher-forcing {' '.join(map(str, self.truth()))}: they are shares, 0 to 1."
             )
-        if self.weights in ("imagenet", "coco"):
-            raise InputError(f"--weights {self.weights} is for pictures: name a .keras file.")
 
     def truth(self) -> tuple[float, float]:
         """Return the share of right words in the first epoch and in the last."""
@@ -105,19 +93,15 @@ class TranslationRecipe(Recipe):
     def load_data(self) -> PairData:
         target = None if self.target is None else str(self.target)
         files = self.data, target, self.languages, self.encoding
-        return load_pairs(*files, self.tokens, self.vocabulary, self.length, self.seed)
+        multiple = 8 if keras.backend.backend() == "jax" else 1
+        return load_pairs(*files, self.tokens, self.vocabulary, self.length, self.seed, multiple)
 
     def training_batches(self, data: PairData, batch_size, first_epoch, drop_remainder):
         return data.train.training_batches(batch_size, self.seed, first_epoch, drop_remainder)
 
     def make_model(self, data: PairData, normalization: tuple | None) -> keras.Model:
-        known = registry.options_of(self.builder)
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
-        given |= {"sources": len(data.source), "mixed": self.truth() != (1.0, 1.0)}
-        try:
-            model = self.builder(self.model, (None,), len(data.target), **given)
-        except ValueError as error:
-            raise InputError(f"{self.model} cannot be built: {error}") from error
+        given = {"sources": len(data.source), "mixed": self.truth() != (1.0, 1.0)}
+        model = self.call_builder(len(data.target), **given)
         # To begin with what is frequent, in the bias alone: else the first steps teach it to the
         # features, and drive them to where tanh has no gradient left.
         counts = np.bincount(data.train.tokens[1], minlength=len(data.target)) + 0.5

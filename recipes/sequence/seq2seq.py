@@ -22,7 +22,7 @@ features see, section 3.1 (the new one) is followed, not A.2.2 (the last one).
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import keras
 from keras import layers, ops
@@ -120,7 +120,7 @@ def decoder_step(
     given, others = [word, *states, *memory.values()], []
     recur = CELLS[cell](units, name="decoder_cell")
     if variant == "seq2seq_peeky":
-        # Cho et al., equations 9 and 10 with the maxout of A.1.2: the summary at every step.
+        # Cho et al., section 2.2, with the maxout of A.1.2: the summary at every step.
         context = memory["context"]
         h, states = recur(layers.Concatenate(name="seen")([word, context]), states)
         x = layers.Concatenate(name="known")([h, word, context])
@@ -161,7 +161,7 @@ class Config(TranslationRecipe):
     cell: Literal["gru", "lstm"] = "gru"
     """Of encoder and decoder."""
 
-    builder: ClassVar = staticmethod(seq2seq)
+    builder = staticmethod(seq2seq)
 
     def truth(self) -> tuple[float, float]:
         if self.teacher_forcing is None and self.model == "seq2seq_feedback":

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -514,3 +515,27 @@ def test_rows_are_padded_to_the_longest():
     assert given["source"].tolist() == [[5, 3, 2], [4, 2, 0]]
     assert given["target"].tolist() == [[1, 3, 4, 5], [1, 5, 4, 0]]
     assert following.tolist() == [[3, 4, 5, 2], [5, 4, 2, 0]]
+    wide = PairSplit.of(split.pairs, [vocabulary] * 2, multiple=4)
+    given, following = wide.batch(np.array([2, 1]))
+    assert given["source"].tolist() == [[5, 3, 2, 0], [4, 2, 0, 0]]
+    assert given["target"].shape == following.shape == (2, 4)
+    assert wide.rows(1, np.array([2]), True, True).tolist() == [[1, 3, 4, 5, 2, 0, 0, 0]]
+
+
+def test_a_translator_trains_on_jax_and_leaves(tmp_path):
+    source, target = corpus(tmp_path, 200)
+    script = f"""
+from pathlib import Path
+from tiffin.recipes.sequence.seq2seq import Config
+Config(model="seq2seq_luong", data={source!r}, target=Path({target!r}), tokens="words", units=8,
+       embedding=4, epochs=1, teacher_forcing=(1.0, 0.5), export=True, formats=("tflite",),
+       precisions=("fp32",), output=Path({str(tmp_path / "run")!r})).run()
+"""
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest = json.loads((tmp_path / "run/export/manifest.json").read_text())
+    assert len(manifest["pairs"]) == 1
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["backend"] == "jax"
