@@ -11,7 +11,7 @@ from tiffin.export.convert import Interface
 from tiffin.export.recurrent import TOKEN
 from tiffin.export.steps import translator_parts
 from tiffin.export.text import END, PAD, START, from_description
-from tiffin.export.translation import DECODER, ENCODER, SOURCE, Translator, bleu, chrf
+from tiffin.export.translation import DECODER, ENCODER, SOURCE, Translator, bleu, chrf, of_keras
 
 _TOGETHER = 100  # texts that pairs of files translate
 _SAME = {"fp32": 0.99}  # share of them that has to be the same as Keras'
@@ -111,7 +111,7 @@ def export_translator(
         manifest |= {"name": name, "task": task, "description": description}
         manifest |= {"preprocessing": _handling(parts, length), "parts": parts}
         vocabularies = {side: from_description(vocabulary[side]) for side in ("source", "target")}
-        own = Translator(encode, step, vocabularies, length)
+        own = of_keras(model, vocabularies)  # not its halves: nothing may be lost by the cut
         if evaluation is None:
             shape = 8, min(5, length - 1)
             sources = np.random.default_rng(0).integers(END + 1, len(own.source), shape)
@@ -123,7 +123,7 @@ def export_translator(
                 own.target.decode(tokens[(tokens != PAD) & (tokens != START)])
                 for tokens in chosen["target"]
             ]
-        manifest |= _together(own, parts, folder, sources, references, say)
+        manifest |= _together(own, length, parts, folder, sources, references, say)
         stage.publish(
             folder, directory, [f"{name}_{p}" for p in parts], manifest, tables, vocabulary
         )
@@ -146,6 +146,7 @@ def _handling(parts: Mapping[str, Mapping], length: int) -> str:
 
 def _together(
     own: Translator,
+    length: int,
     parts: Mapping[str, dict],
     folder: Path,
     sources: Sequence[np.ndarray],
@@ -156,6 +157,7 @@ def _together(
 
     Args:
         own: what Keras runs.
+        length: of the sources that the files take.
         parts: the manifests of both, to whose `failed` goes what is in no pair.
         folder: where the files are.
         sources: tokens of texts.
@@ -183,7 +185,7 @@ def _together(
             pair = {"format": kind[0], "precision": kind[1]}
             pair |= {part: entry["file"] for part, entry in zip(parts, entries, strict=True)}
             encode, step = (runtime.load(folder / pair[part]) for part in parts)
-            found = Translator(encode, step, vocabularies, own.length).translate_tokens(sources, 1)
+            found = Translator(encode, step, vocabularies, length).translate_tokens(sources, 1)
             same = [a.tokens == b.tokens for a, b in zip(found, wanted, strict=True)]
             pair["same_as_keras"] = float(np.mean(same))
             said = [own.target.decode(one.tokens) for one in found]
