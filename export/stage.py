@@ -446,9 +446,13 @@ def _checked(data, interface: Interface, what: str) -> dict[str, np.ndarray]:
     shapes = {port.name: np.shape(data[port.name]) for port in ports}
     along = [p for p in ports if len(shapes[p.name]) == len(p.shape) + 2]
     if not along or len({shapes[port.name][:2] for port in along}) > 1:
+        wanted = [
+            f"'{p.name}' as [{', '.join(('examples', 'steps', *map(str, p.shape)))}]"
+            for p in _given(interface)
+        ]
         raise InputError(
             f"{what} has the shapes {', '.join(map(str, shapes.values()))}: a step function is "
-            "tried along sequences, [examples, steps, ...], all of as many steps."
+            f"tried along sequences, {' and '.join(wanted)}, all of as many steps."
         )
     steps = {p.name: np.reshape(data[p.name], (-1, *shapes[p.name][2:])) for p in along}
     steps = verify.checked(steps, along, what)

@@ -176,7 +176,31 @@ def test_calibration_sequences_are_what_a_step_function_is_tried_along(tmp_path)
 
 def test_examples_of_a_step_function_are_sequences(tmp_path):
     step = step_model(language_model(RNNS["gru"]()))
-    with pytest.raises(InputError, match=r"tried along sequences, \[examples, steps"):
-        tiffin.export.export(step, tmp_path, calibration=sentences()[0])
-    with pytest.raises(InputError, match="must be"):
-        tiffin.export.export(step, tmp_path, calibration=sentences()[..., None])
+    for wrong in (sentences()[0], sentences()[..., None]):
+        with pytest.raises(InputError, match=r"along sequences, 'token' as \[examples, steps\]"):
+            tiffin.export.export(step, tmp_path, calibration=wrong)
+
+
+def test_examples_may_say_what_a_step_function_begins_with(tmp_path):
+    step = step_model(language_model(RNNS["gru"]()))
+    (state,) = recurrent.of_keras(step)[1]
+    units = step.get_layer(state).output.shape[-1]
+    begin = np.random.default_rng(0).normal(size=(len(sentences()), units)).astype("float32")
+    seen = []
+
+    def first(outputs, targets) -> float:
+        seen.append(outputs["logits"].reshape(*sentences().shape, -1)[:, 0])
+        return 0.0
+
+    given = {"token": sentences(), state: begin}
+    tiffin.export.export(
+        step, tmp_path, formats=("onnx",), precisions=("fp32",),
+        evaluation=(given, np.zeros(len(begin))), metric=first,
+    )  # fmt: skip
+    run, states = recurrent.of_keras(step)
+    for logits in seen:  # Keras' own and the file's
+        expected = run({"token": sentences()[:, 0], state: begin})["logits"]
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert len(seen) == 2 and not states[state].any()
+    with pytest.raises(InputError, match=f"has 1 examples of '{state}' and .* sequences"):
+        tiffin.export.export(step, tmp_path, calibration=given | {state: begin[:1]})
