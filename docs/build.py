@@ -193,7 +193,7 @@ def main() -> None:
         run = json.loads((Path(given.add[0]) / "metrics.json").read_text())
         # Where somebody keeps runs and data is nobody else's concern.
         run["command"] = re.sub(r" --(output|data-dir) \S+", "", run["command"])
-        run["command"] = re.sub(r" --data \S*/(?=\S)", " --data ", run["command"])
+        run["command"] = re.sub(r" --(data|target) \S*/(?=\S)", r" --\1 ", run["command"])
         run["command"] = re.sub(r" --weights \S*/runs/", " --weights runs/", run["command"])
         run["data"] = Path(run["data"]).name
         name = given.add[1] if len(given.add) > 1 else f"{run['model']}_{run['data']}"
