@@ -76,7 +76,9 @@ def read_pairs(source: str, target: str, encoding: str) -> list[Pair]:
     Raises:
         InputError: as `read_text`, or their lines differ in number.
     """
-    sides = [read_text(file, encoding)[0].rstrip("\n").split("\n") for file in (source, target)]
+    sides = [
+        read_text(file, encoding)[0].removesuffix("\n").split("\n") for file in (source, target)
+    ]
     if len(sides[0]) != len(sides[1]):
         raise InputError(
             f"{source} has {len(sides[0]):,} lines and {target} {len(sides[1]):,}: line by line "

@@ -469,6 +469,9 @@ def test_empty_sides_and_long_texts_are_left_out_and_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 pairs with an empty side are left out" in said and data.length == 10
     assert len(data.train) + len(data.validation) + len(data.test) in (31, 32)
+    (tmp_path / "a").write_text("a\n" * 20)
+    (tmp_path / "b").write_text("b\n" * 18 + "\n\n")
+    assert len(pair_data.read_pairs(*given[:2], "utf-8")) == 18
 
 
 @pytest.mark.parametrize(
