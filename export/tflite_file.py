@@ -1,5 +1,6 @@
 """A traced model to TFLite."""
 
+import collections
 import contextlib
 import functools
 import io
@@ -143,7 +144,8 @@ class Quantizer:
             outputs: names of tensors that the file shall return, too, as by `exposed`.
         """
         result = self._quantized(only, [*keep, *self.refused], outputs)
-        if only and not {f"{tensor};" for tensor in outputs} & {*only.nodes}:
+        apart = only and not {f"{tensor};" for tensor in outputs} & {*only.nodes}
+        if apart and _is_signed(result):
             # No client but this one will open it, and packing a large net costs a second.
             return result
         return _finished(result, _places(self._exposed(tuple(outputs))))
@@ -269,6 +271,16 @@ def _entry(name: str, tensor: int):
     return entry
 
 
+def _is_signed(model: bytes) -> bool:
+    """Say whether the graph returns what its signature names; see `_finished`."""
+    from ai_edge_litert.schema_py_generated import Model
+
+    root = Model.GetRootAs(model)
+    signature, returned = root.SignatureDefs(0), {*map(int, root.Subgraphs(0).OutputsAsNumpy())}
+    named = {signature.Outputs(i).TensorIndex() for i in range(signature.OutputsLength())}
+    return named <= returned
+
+
 def exposed(model: bytes, tensors: Sequence[str]) -> bytes:
     """Return a copy that returns inner tensors as further outputs, named `inner/0` and so on."""
     from ai_edge_litert import schema_py_generated as schema
@@ -386,7 +398,9 @@ def _convert_ends(content, inputs: bool) -> None:
     graph, signature = content.subgraphs[0], content.signatureDefs[0]
     kind = "QUANTIZE" if inputs else "DEQUANTIZE"
     ends = [*(graph.inputs if inputs else graph.outputs)]
-    entries = {e.tensorIndex: e for e in (signature.inputs if inputs else signature.outputs)}
+    entries = collections.defaultdict(list)  # of one tensor two, where an output is looked at, too
+    for entry in signature.inputs if inputs else signature.outputs:
+        entries[entry.tensorIndex].append(entry)
     for place, index in enumerate(ends):
         inner = graph.tensors[index]
         if inner.type != schema.TensorType.INT8:
@@ -396,7 +410,7 @@ def _convert_ends(content, inputs: bool) -> None:
         code.version = 2  # int8 beside uint8
         content.operatorCodes.append(code)
         outer = schema.TensorT()
-        outer.name, outer.type, outer.buffer = entries[index].name, schema.TensorType.FLOAT32, 0
+        outer.name, outer.type, outer.buffer = entries[index][0].name, schema.TensorType.FLOAT32, 0
         outer.shape, outer.shapeSignature = inner.shape, inner.shapeSignature
         graph.tensors.append(outer)
         operator, new = schema.OperatorT(), len(graph.tensors) - 1
@@ -404,7 +418,9 @@ def _convert_ends(content, inputs: bool) -> None:
         operator.inputs = [new if inputs else index]
         operator.outputs = [index if inputs else new]
         graph.operators.insert(0 if inputs else len(graph.operators), operator)
-        ends[place] = entries[index].tensorIndex = new
+        ends[place] = new
+        for entry in entries[index]:
+            entry.tensorIndex = new
     if inputs:
         graph.inputs = ends
     else:

@@ -204,3 +204,12 @@ def test_examples_may_say_what_a_step_function_begins_with(tmp_path):
     assert len(seen) == 2 and not states[state].any()
     with pytest.raises(InputError, match=f"has 1 examples of '{state}' and .* sequences"):
         tiffin.export.export(step, tmp_path, calibration=given | {state: begin[:1]})
+
+
+def test_what_int8_costs_is_told_of_a_network_whose_state_leaves_and_is_read(tmp_path):
+    step = step_model(language_model(RNNS["peephole"]()))
+    options = {"precisions": ("int8",), "calibration": sentences(), "explain": True}
+    manifest = tiffin.export.export(step, tmp_path, **options)
+    table = (tmp_path / "explain.csv").read_text()
+    assert len(manifest["files"]) == 2
+    assert all(file["file"] in table for file in manifest["files"])
