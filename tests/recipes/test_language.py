@@ -163,6 +163,13 @@ def test_a_runs_step_and_sequences_are_exported_by_the_command(run, tmp_path):
     Export(directory, tmp_path, formats=("tflite",), precisions=("int8",), **calibrated).run()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["reference"]["metric"] == "log_likelihood" and manifest["files"][0]["metric"]
+    assert manifest["bounds"]["int8"] == {"metric_loss": math.log(1.03)}
+    whole = {"length": 6, "unroll": True, "calibration": tmp_path / "verse.txt", "name": "w"}
+    whole |= {"formats": ("tflite",), "precisions": ("int8",), "max_loss": 0.5}
+    Export(directory, tmp_path, **whole).run()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["bounds"]["int8"] == {"metric_loss": 0.5}
+    assert manifest["reference"]["metric"] == "log_likelihood" and manifest["files"][0]["metric"]
     for content, said in (("c", "is too short"), ("Ω", "never seen")):
         (tmp_path / "verse.txt").write_text(content)
         with pytest.raises(InputError, match=said):
