@@ -116,8 +116,10 @@ class Cell(keras.layers.SimpleRNNCell, abc.ABC):
 
     def normalize(self, x, gain):
         """Return x of mean 0 and variance 1 along the last axis, times a gain."""
-        mean, variance = ops.moments(x, axes=-1, keepdims=True)
-        return (x - mean) * ops.rsqrt(variance + _EPSILON) * gain
+        # Not by `ops.moments`: torch's takes the square of the mean from that of x, inexactly.
+        x = x - ops.mean(x, -1, keepdims=True)
+        variance = ops.mean(ops.square(x), -1, keepdims=True)
+        return x * ops.rsqrt(variance + _EPSILON) * gain
 
     @abc.abstractmethod
     def step(self, x, h, states: list) -> list:
