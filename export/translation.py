@@ -177,21 +177,27 @@ class Translator:
         self, sentences: Sequence[str], beam: int = 5, penalty: float = PENALTY
     ) -> list[Translation]:
         """Translate sentences; see `search` and `tokens`."""
-        found = self.translate_tokens([self.tokens(s)[:-1] for s in sentences], beam, penalty)
-        return [Translation(self.target.decode(one.tokens), one) for one in found]
+        found = self.candidates(sentences, beam)
+        return [max(said, key=lambda one: one.hypothesis.value(penalty)) for said in found]
 
-    def translate_tokens(
-        self, sources: Sequence[np.ndarray], beam: int, penalty: float = PENALTY
-    ) -> list[Hypothesis]:
-        """Return the best translation of each text of tokens, without marks; see `search`."""
-        results: list[Hypothesis | None] = [None] * len(sources)
+    def candidates(self, sentences: Sequence[str], beam: int) -> list[list[Translation]]:
+        """Return up to `beam` translations of each sentence, for any length penalty."""
+        found = self._search([self.tokens(s)[:-1] for s in sentences], beam)
+        return [[Translation(self.target.decode(h.tokens), h) for h in said] for said in found]
+
+    def translate_tokens(self, sources: Sequence[np.ndarray]) -> list[Hypothesis]:
+        """Return the greedy translation of each text of tokens, without marks; see `search`."""
+        return [said[0] for said in self._search(sources, 1)]
+
+    def _search(self, sources: Sequence[np.ndarray], beam: int) -> list[list[Hypothesis]]:
+        results: list[list[Hypothesis]] = [[] for _ in sources]
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         for at in range(0, len(order), _AT_ONCE):
             part = order[at : at + _AT_ONCE]
             begin = self.encode({SOURCE: padded([[*sources[i], END] for i in part], self.length)})
             most = [2 * len(sources[i]) + 12 for i in part]
-            for i, found in zip(part, search(self.step, begin, most, beam, penalty), strict=True):
-                results[i] = found[0]
+            for i, found in zip(part, search(self.step, begin, most, beam), strict=True):
+                results[i] = found
         return results
 
     def along(self, sentence: str, tokens: Sequence[int]) -> dict[str, np.ndarray]:

@@ -167,7 +167,7 @@ def _together(
     Returns:
         `reference`, `bounds`, `pairs`, `files` and `failed` of the manifest.
     """
-    wanted = own.translate_tokens(sources, 1)
+    wanted = own.translate_tokens(sources)
     texts = [own.target.decode(found.tokens) for found in wanted]
     reference = None
     if references is not None:
@@ -185,7 +185,7 @@ def _together(
             pair = {"format": kind[0], "precision": kind[1]}
             pair |= {part: entry["file"] for part, entry in zip(parts, entries, strict=True)}
             encode, step = (runtime.load(folder / pair[part]) for part in parts)
-            found = Translator(encode, step, vocabularies, length).translate_tokens(sources, 1)
+            found = Translator(encode, step, vocabularies, length).translate_tokens(sources)
             same = [a.tokens == b.tokens for a, b in zip(found, wanted, strict=True)]
             pair["same_as_keras"] = float(np.mean(same))
             said = [own.target.decode(one.tokens) for one in found]

@@ -299,8 +299,8 @@ def test_pairs_that_translate_otherwise_are_not_handed_out(run, tmp_path, monkey
     # What the runtime says is no longer what it said when the halves were tried apart.
     whole = translator.Translator.translate_tokens
 
-    def wrong(self, sources, beam, penalty=1.0):
-        found = whole(self, sources, beam, penalty)
+    def wrong(self, sources):
+        found = whole(self, sources)
         return found if self.length is None else found[::-1]  # of files, a length is known
 
     monkeypatch.setattr(translator.Translator, "translate_tokens", wrong)
@@ -407,6 +407,24 @@ def test_batches_hold_every_pair_once_and_little_padding(tmp_path):
         assert ((given["source"] == text.END).sum(1) == 1).all()
     whole = [*data.test.batches(50).as_numpy_iterator()]
     assert [len(following) for _, following in whole] == [50, 50, 20]
+
+
+@pytest.mark.parametrize("right, penalty", [("a b c d", 1.0), ("a b c d e f g h", 1.5), ("none", 1.0)])
+def test_the_length_penalty_is_that_of_the_best_bleu(right, penalty):
+    """Of two candidates the short one is likelier; with exponents above 1 the long one wins."""
+    said = [
+        translation.Translation(words, translation.Hypothesis((3,) * count, score, True))
+        for words, count, score in (("a b c d", 4, -10.0), ("a b c d e f g h", 8, -15.0))
+    ]
+    asked = []
+
+    class Stub:
+        def candidates(self, sentences, beam):
+            asked.extend([*sentences, beam])
+            return [said for _ in sentences]
+
+    assert task.best_penalty(Stub(), [("x", right)] * 700, 5) == penalty
+    assert asked == ["x"] * 500 + [5]
 
 
 def test_the_loss_leaves_padding_out():
