@@ -177,7 +177,8 @@ def degenerate(reference: np.ndarray, output: np.ndarray) -> str | None:
     """Say how an output is broken by any bound: not finite, or constant where Keras' is not."""
     if output.shape != reference.shape:
         return f"has the shape {list(output.shape)} instead of {list(reference.shape)}"
-    if output.dtype.kind != "f" or reference.dtype.kind != "f":
+    picture = reference.dtype == np.uint8
+    if not picture and (output.dtype.kind != "f" or reference.dtype.kind != "f"):
         return None
     if not np.isfinite(output).all() and np.isfinite(reference).all():
         return "holds NaN or infinity where Keras' is finite"
@@ -232,6 +233,8 @@ def verify(
             )
         if "max_difference" in limits:
             limit = limits["max_difference"] * max(1.0, float(np.abs(wanted).max(initial=0)))
+            if wanted.dtype == np.uint8:
+                limit = max(limit, 1.0)  # a picture's levels, rounded
             if m["max_difference"] > limit:
                 reasons.append(f"'{name}' is {m['max_difference']:.3g} off, more than {limit:.3g}")
         elif "metric_loss" not in limits:

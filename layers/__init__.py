@@ -1,6 +1,7 @@
 """Custom Keras layers, written with `keras.ops`: they run on TensorFlow, JAX and torch."""
 
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
+from tiffin.layers.adversarial import ToPixels, discriminator_loss, generator_loss
 from tiffin.layers.anchors import (
     anchor_shapes,
     grid_anchors,
@@ -185,6 +186,7 @@ __all__ = [
     "ShuffledConcatenate",
     "SimpleRNNCell",
     "SpatialPyramidPooling",
+    "ToPixels",
     "Top",
     "TripletLoss",
     "WarpedRegions",
@@ -209,6 +211,7 @@ __all__ = [
     "dense_block",
     "dense_layer",
     "depthwise_conv",
+    "discriminator_loss",
     "encode_boxes",
     "encode_cells",
     "encode_roots",
@@ -218,6 +221,7 @@ __all__ = [
     "fire",
     "flat_embedding",
     "focal_loss",
+    "generator_loss",
     "grid_anchors",
     "hardest",
     "hidden_layers",

@@ -5,6 +5,7 @@ there; the rest is decoded in parallel as it is needed.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -246,6 +247,7 @@ def load_images(
     default_size: int,
     seed: int,
     leaves: bool = False,
+    loose: bool = False,
 ) -> ImageData:
     """Recognise what `data` names, read it and split it.
 
@@ -258,6 +260,7 @@ def load_images(
         seed: of the stratified split where the data has none.
         leaves: in a folder, each folder that holds images itself is a class, however deep it lies
             (`alphabet/character/1.png`), instead of each at the top with all below it.
+        loose: take a folder with one class, or with images and no class folders, too.
 
     Raises:
         InputError: nothing of that name, an empty folder, one class, a class too small to split.
@@ -266,7 +269,7 @@ def load_images(
     if data == "digits":
         return _digits(size or 32, seed)
     if path.is_dir():
-        return _folder(path, size or default_size, seed, leaves)
+        return _folder(path, size or default_size, seed, leaves, loose)
     if path.exists():
         raise InputError(f"{path} is a file; --data takes a folder that holds one folder a class.")
     if path.is_absolute() or data.startswith(("./", "../", "~")) or data.endswith(os.sep):
@@ -517,7 +520,7 @@ def _class_files(top: Path, leaves: bool) -> dict[str, list[Path]]:
     return found
 
 
-def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
+def _folder(root: Path, size: int, seed: int, leaves: bool, loose: bool) -> ImageData:
     folders = _subfolders(root)
     tops = {SPLITS[f.name.lower()]: f for f in folders if f.name.lower() in SPLITS}
     if tops and "train" not in tops and any(_subfolders(top) for top in tops.values()):
@@ -529,7 +532,15 @@ def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
         tops = {"train": root}
     elif beside := [f.name for f in folders if f not in tops.values()]:
         print(f"Ignored beside {tops['train'].name}/: {', '.join(beside)}")
-    classes = list(_class_files(tops["train"], leaves))
+    find = functools.partial(_class_files, leaves=leaves)
+    if loose and not find(tops["train"]):
+        name = root.resolve().name
+
+        def find(top: Path) -> dict[str, list[Path]]:
+            files = _image_files(top)
+            return {name: files} if files else {}
+
+    classes = list(find(tops["train"]))
     if not classes:
         loose = len(_image_files(tops["train"]))
         found = f"{loose} images but no class folders" if loose else "nothing in it"
@@ -537,13 +548,13 @@ def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
             f"{tops['train']} has {found}: --data takes a folder that holds one folder of images a "
             "class, such as photos/cat/1.jpg and photos/dog/2.jpg."
         )
-    if len(classes) == 1:
+    if len(classes) == 1 and not loose:
         raise InputError(
             f"{tops['train']} has one class folder, '{classes[0]}'; a classifier needs two or more."
         )
     parts, skipped = {}, []
     for part, top in tops.items():
-        found = _class_files(top, leaves)
+        found = find(top)
         unknown = set(found) - set(classes)
         if unknown:
             raise InputError(
@@ -568,7 +579,8 @@ def _folder(root: Path, size: int, seed: int, leaves: bool) -> ImageData:
         if not len(parts[part]):
             raise InputError(f"{top} has no readable images: fill it, or remove the folder.")
     # Of the path, its name: the sentence travels with exported files.
-    kind = f"folder of {len(classes)} classes, {root.resolve().name}"
+    what = f"{len(classes)} classes" if len(classes) > 1 else "images"
+    kind = f"folder of {what}, {root.resolve().name}"
     data = _complete(parts, kind, classes, seed, str(root))
     data.skipped = skipped
     return data

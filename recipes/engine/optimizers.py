@@ -72,11 +72,12 @@ def make_optimizer(
     ema: float = 0.0,
     steps_per_epoch: int = 1,
     clip_norm: float | None = None,
+    momentum: float = 0.9,
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer whose weight decay leaves biases and normalisation alone.
 
     Args:
-        name: `sgd`; `momentum` (0.9); `adam`; `rmsprop` (rho 0.9); `adadelta`; `gradient_descent`:
+        name: `sgd`; `momentum`; `adam`; `rmsprop` (rho 0.9); `adadelta`; `gradient_descent`:
             one step an epoch with the gradient of the whole training set.
         learning_rate: a number or a schedule.
         variables: the model's trainable variables.
@@ -86,6 +87,7 @@ def make_optimizer(
         steps_per_epoch: batches in an epoch, for `gradient_descent`.
         clip_norm: length beyond which the gradient of all variables is scaled down (Pascanu et al.
             2013, arXiv 1211.5063, section 3.2).
+        momentum: of `momentum`, and Adam's beta 1.
 
     Raises:
         InputError: `ema` outside [0, 1), or a negative `weight_decay`.
@@ -101,8 +103,8 @@ def make_optimizer(
         common |= {"gradient_accumulation_steps": steps_per_epoch}
     optimizer = {
         "sgd": keras.optimizers.SGD,
-        "momentum": functools.partial(keras.optimizers.SGD, momentum=0.9),
-        "adam": keras.optimizers.Adam,
+        "momentum": functools.partial(keras.optimizers.SGD, momentum=momentum),
+        "adam": functools.partial(keras.optimizers.Adam, beta_1=momentum),
         "rmsprop": keras.optimizers.RMSprop,
         "adadelta": keras.optimizers.Adadelta,
         "gradient_descent": keras.optimizers.SGD,

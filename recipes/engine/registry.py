@@ -25,7 +25,8 @@ class Variant(NamedTuple):
 
     Attributes:
         year: of the paper.
-        size: of the input that the next columns are for: height and width in pixels, or steps.
+        size: of the input that the next columns are for: height and width in pixels, steps, or
+            latent numbers.
         parameters: trainable ones, as published.
         macs: multiply-accumulate operations for one input, of convolutions and matrix products.
         error: the paper's top-1 error in percent; None where it gives none.
@@ -73,8 +74,8 @@ class Entry:
     title: str
 
     def input_shape(self, size: int) -> tuple[int, ...]:
-        """Return the shape of an input: a picture in colour, or a sequence of tokens."""
-        return (size,) if self.task == "sequence" else (size, size, 3)
+        """Return the shape of an input: a picture in colour, tokens, or latent numbers."""
+        return (size,) if self.task in ("sequence", "generative") else (size, size, 3)
 
     def load(self) -> ModuleType:
         """Import the recipe's module."""
@@ -138,7 +139,8 @@ def build(
         A `keras.Model` from `image`, float `[batch, height, width, channels]`, to `logits`, float32
         `[batch, classes]`; what `pooling` leaves without top; with `features` a dict of feature
         maps by stride, `stride_8` and the like. An embedder ends in float `[batch, dimensions]`. A
-        language model goes from `tokens`, int `[batch, steps]`, to `logits` of each step.
+        language model goes from `tokens`, int `[batch, steps]`, to `logits` of each step, a
+        generator from `latent`, float `[batch, size]`, to `picture`, -1 to 1.
 
     Raises:
         InputError: an unknown name or option; the message has the nearest ones.
@@ -159,7 +161,8 @@ def build(
     if "classes" in known:
         options["classes"] = row.classes if classes is None else classes
     elif classes is not None:
-        raise InputError(f"{name} ends in embeddings, not in classes: it has `dimensions` instead.")
+        other = "has `dimensions` instead" if "dimensions" in known else "makes pictures"
+        raise InputError(f"{name} does not end in classes: it {other}.")
     return builder(input_shape=input_shape or recipe.input_shape(row.size), **options)
 
 

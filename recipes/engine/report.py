@@ -31,15 +31,23 @@ def _figure(width: float, height: float):
 
 def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     """Draw loss, metrics and learning rate by epoch; training and validation side by side."""
-    names = [n for n in rows[-1] if n not in ("epoch", "seconds") and not n.startswith("val_")]
-    figure = _figure(4.2 * len(names), 3.4)
+    names = [n for n in rows[-1] if n not in ("epoch", "seconds")]
+    names = list(dict.fromkeys(name.removeprefix("val_") for name in names))
+    down = -(-len(names) // 5)
+    across = -(-len(names) // down)
+    figure = _figure(4.2 * across, 3.4 * down)
     epochs = [row["epoch"] for row in rows]
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        single = "." if len(rows) == 1 else ""
-        axes.plot(epochs, [row[name] for row in rows], single, color="black", label="training")
-        if f"val_{name}" in rows[-1]:
-            values = [row[f"val_{name}"] for row in rows]
-            axes.plot(epochs, values, single or "--", color="tab:orange", label="validation")
+    single = "." if len(rows) == 1 else ""
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(grid.flat, names, strict=False):
+        kinds = {"training": (name, "", "black"), "validation": (f"val_{name}", "--", "tab:orange")}
+        drawn = {kind: given for kind, given in kinds.items() if given[0] in rows[-1]}
+        for kind, (column, line, color) in drawn.items():
+            values = [row[column] for row in rows]
+            axes.plot(epochs, values, single or line, color=color, label=kind)
+        if len(drawn) > 1:
             axes.legend()
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -79,6 +87,65 @@ def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(np.asarray(image).clip(0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=8, wrap=True)
+    _save(figure, path)
+
+
+def tiles(images: np.ndarray, columns: int, path: Path, least: int = 512) -> None:
+    """Write pictures side by side as they are, enlarged by a whole factor, without a frame.
+
+    Args:
+        images: uint8 `[n, height, width, 1 or 3]`.
+        columns: in a row.
+        path: of the picture.
+        least: pixels along its longer side, about.
+    """
+    from PIL import Image
+
+    _, height, width, channels = images.shape
+    rows = -(-len(images) // columns)
+    page = np.zeros((rows * columns, height, width, channels), np.uint8)
+    page[: len(images)] = images
+    page = page.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    page = page.reshape(rows * height, columns * width, channels)
+    factor = max(1, least // max(page.shape[:2]))
+    page = page.repeat(factor, 0).repeat(factor, 1)
+    with replacing(path) as temporary:
+        Image.fromarray(page[..., 0] if channels == 1 else page).save(temporary, format="PNG")
+
+
+def animation(folder: Path, path: Path, most: int) -> None:
+    """Make a GIF of a folder's PNGs in the order of their names, of `most` of them at most."""
+    from PIL import Image
+
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        return
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
+    first, *others = [Image.open(file).convert("L" if _grey(file) else "RGB") for file in chosen]
+    with replacing(path) as temporary:
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=others, duration=120, loop=0
+        )
+
+
+def _grey(file: Path) -> bool:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.mode == "L"
+
+
+def shares(classes: Sequence[str], made, usual, path: Path) -> None:
+    """Draw each class' share of generated pictures beside its share of real ones, in percent."""
+    figure = _figure(max(5.0, 0.5 * len(classes) + 2), 3.6)
+    axes = figure.subplots()
+    places = np.arange(len(classes))
+    axes.bar(places - 0.2, 100 * np.asarray(usual), 0.4, color="lightgrey", label="real")
+    axes.bar(places + 0.2, 100 * np.asarray(made), 0.4, color="black", label="generated")
+    axes.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes.set(xlabel="class, by the judge", ylabel="share, %")
+    axes.set_title("Which classes the generator makes")
+    axes.legend()
     _save(figure, path)
 
 

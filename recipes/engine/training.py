@@ -28,8 +28,6 @@ from tiffin.recipes.engine.optimizers import (
 )
 from tiffin.recipes.engine.weights import Collection, Source
 
-STEPS = 2000  # a default training: enough for a small network on a small data set
-
 
 @dataclasses.dataclass
 class Recipe(abc.ABC):
@@ -99,6 +97,9 @@ class Recipe(abc.ABC):
 
     task: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
+    momentum: ClassVar[float] = 0.9
+    default_steps: ClassVar[int] = 2000  # enough for a small network on a small data set
+    least_steps: ClassVar[int] = 1  # in an epoch, which passes over small data more than once
 
     @abc.abstractmethod
     def load_data(self) -> Any:
@@ -319,6 +320,7 @@ class Recipe(abc.ABC):
             self.ema,
             steps,
             self.clip_norm,
+            self.momentum,
         )
         # XLA makes depthwise networks 8 times slower on a CPU under TensorFlow.
         jit = False if keras.backend.backend() == "tensorflow" else "auto"
@@ -329,7 +331,9 @@ class Recipe(abc.ABC):
         whole = self.optimizer == "gradient_descent"
         batch = min(self.batch_size, len(data.train))
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
-        epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
+        passes = math.ceil(self.least_steps / steps)
+        steps *= passes
+        epochs = self.epochs or max(4, min(60, math.ceil(self.default_steps / steps)))
         self.compile(model, steps, epochs)
         kept = {BEST: self.inference(model), **self.companions(model)}
         checkpoint = Checkpoint(directory, kept, *self.monitor, self.early_stopping)
@@ -345,7 +349,7 @@ class Recipe(abc.ABC):
             keras.callbacks.TensorBoard(directory / "logs", write_graph=False),
             interrupt := StopOnInterrupt(),
         ]
-        batches = self.training_batches(data, batch, first, drop_remainder=not whole)
+        batches = self.training_batches(data, batch, first * passes, drop_remainder=not whole)
         self.introduce(batches, data, directory)
         if first < epochs and not checkpoint.exhausted():
             with contextlib.suppress(KeyboardInterrupt), interrupt.listening():

@@ -16,7 +16,9 @@ from tiffin.recipes.engine.region_detection import GivenRegions
 from tiffin.recipes.engine.training import Recipe, to_json
 
 ENTRIES = registry.recipes()
-PICTURES = {name: entry for name, entry in ENTRIES.items() if entry.task != "sequence"}
+PICTURES = {
+    name: entry for name, entry in ENTRIES.items() if entry.task not in ("sequence", "generative")
+}
 LOADER = """
 import sys, keras, numpy as np, tiffin.layers
 model = keras.saving.load_model(sys.argv[1], safe_mode=True)

@@ -409,7 +409,9 @@ def test_batches_hold_every_pair_once_and_little_padding(tmp_path):
     assert [len(following) for _, following in whole] == [50, 50, 20]
 
 
-@pytest.mark.parametrize("right, penalty", [("a b c d", 1.0), ("a b c d e f g h", 1.5), ("none", 1.0)])
+@pytest.mark.parametrize(
+    "right, penalty", [("a b c d", 1.0), ("a b c d e f g h", 1.5), ("none", 1.0)]
+)
 def test_the_length_penalty_is_that_of_the_best_bleu(right, penalty):
     """Of two candidates the short one is likelier; with exponents above 1 the long one wins."""
     said = [
