@@ -298,7 +298,6 @@ class Generative(Recipe):
 
     task: ClassVar[str] = "generation"
     monitor: ClassVar[tuple[str, str]] = ("val_frechet", "min")
-    default_steps: ClassVar[int] = 6000
     least_steps: ClassVar[int] = 100
 
     def check(self) -> None:

@@ -28,6 +28,8 @@ from tiffin.recipes.engine.optimizers import (
 )
 from tiffin.recipes.engine.weights import Collection, Source
 
+STEPS = 2000  # a default training: enough for a small network on a small data set
+
 
 @dataclasses.dataclass
 class Recipe(abc.ABC):
@@ -98,7 +100,6 @@ class Recipe(abc.ABC):
     task: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
     momentum: ClassVar[float] = 0.9
-    default_steps: ClassVar[int] = 2000  # enough for a small network on a small data set
     least_steps: ClassVar[int] = 1  # in an epoch, which passes over small data more than once
 
     @abc.abstractmethod
@@ -333,7 +334,7 @@ class Recipe(abc.ABC):
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
         passes = math.ceil(self.least_steps / steps)
         steps *= passes
-        epochs = self.epochs or max(4, min(60, math.ceil(self.default_steps / steps)))
+        epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
         self.compile(model, steps, epochs)
         kept = {BEST: self.inference(model), **self.companions(model)}
         checkpoint = Checkpoint(directory, kept, *self.monitor, self.early_stopping)

@@ -14,7 +14,7 @@ themselves, stand in docs/results.md. Adam at 2e-4 with a first beta of 0.5 is t
 for both.
 
     python recipes/generative/gan.py
-    python recipes/generative/gan.py --model dcgan --data mnist --export
+    python recipes/generative/gan.py --data mnist --epochs 10 --export
 """
 
 import dataclasses
@@ -141,12 +141,12 @@ class Config(Generative):
     """Train a generator against a discriminator (Goodfellow et al. 2014, Radford et al. 2016).
 
     examples:
-      tiffin train gan_mlp --loss minimax
       tiffin train dcgan --data mnist --epochs 10 --export
+      tiffin train gan_mlp --epochs 60 --loss minimax
       tiffin train dcgan --data faces/ --image-size 64 --width 64
     """
 
-    model: Literal[tuple(VARIANTS)] = "gan_mlp"
+    model: Literal[tuple(VARIANTS)] = "dcgan"
     """Which pair of networks."""
     width: int | None = None
     """DCGAN: channels at the picture's end of both networks; the paper's 128 are for GPUs."""

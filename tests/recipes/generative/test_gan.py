@@ -111,7 +111,6 @@ def run(tmp_path_factory):
         model="dcgan",
         image_size=16,
         width=16,
-        judge="mobilenet",
         batch_size=32,
         learning_rate=1e-3,
         epochs=3,
@@ -119,9 +118,10 @@ def run(tmp_path_factory):
         export=True,
         output=folder / "run",
     )
-    generative._JUDGE_STEPS, before = 60, generative._JUDGE_STEPS
-    yield folder / "run", config.run()
-    generative._JUDGE_STEPS = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generative, "_JUDGE_STEPS", 60)
+        patch.setattr(generative, "_COMPARED", 200)
+        yield folder / "run", config.run()
 
 
 def test_a_run_leaves_sheets_figures_and_files(run):
