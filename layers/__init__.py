@@ -52,6 +52,7 @@ from tiffin.layers.factorized_inception import (
     largest_stem_stride,
 )
 from tiffin.layers.fire import fire
+from tiffin.layers.im2col import Im2ColConv2D, col2im, im2col
 from tiffin.layers.inception import conv_relu, inception_module
 from tiffin.layers.low_rank import LowRankDense, truncate_svd
 from tiffin.layers.margin import (
@@ -158,6 +159,7 @@ __all__ = [
     "EmbeddingTrainer",
     "GRUCell",
     "GroupedConv2D",
+    "Im2ColConv2D",
     "ImageNormalization",
     "JointScores",
     "KLDivergence",
@@ -201,6 +203,7 @@ __all__ = [
     "classification_head",
     "classifier",
     "clip_boxes",
+    "col2im",
     "conv_bn",
     "conv_relu",
     "cross_entropy",
@@ -225,6 +228,7 @@ __all__ = [
     "grid_anchors",
     "hardest",
     "hidden_layers",
+    "im2col",
     "image_input",
     "inception_auxiliary_head",
     "inception_layers",

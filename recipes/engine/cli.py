@@ -19,6 +19,7 @@ classic deep learning in Keras 3: recipes to train, layers to reuse, checked fil
   tiffin summary NAME                       layers, parameters, MACs, memory, receptive field
   tiffin copy NAME FILE.py                  a recipe as a script of your own
   tiffin train NAME [options]               train, evaluate, report; --export for checked files
+  tiffin study NAME [options]               what textbooks say, measured: claim, table, figure
   tiffin export MODEL.keras DIR [options]   any trained Keras model to ONNX and TFLite files
   tiffin predict FILE IMAGE ...             classify images with a .keras, .onnx or .tflite file
   tiffin benchmark FILE ...                 latency, size and memory in the real runtimes
@@ -40,7 +41,7 @@ NAME is a variant or a recipe; `tiffin list` shows all, `tiffin train NAME --hel
 
 
 def show_list() -> None:
-    """Print every variant with its family, year, size and the paper's error."""
+    """Print every variant with its family, year, size and the paper's error, and the studies."""
     rows = [("variant", "recipe", "task", "year", "parameters", "MACs", "paper's top-1 error, %")]
     for entry in registry.recipes().values():
         for name, row in entry.variants.items():
@@ -54,6 +55,11 @@ def show_list() -> None:
             for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+    print()
+    width = max(map(len, ("study", *registry.studies())))
+    print(f"{'study'.ljust(width)}  what it measures")
+    for study in registry.studies().values():
+        print(f"{study.name.ljust(width)}  {study.claim}")
 
 
 @dataclasses.dataclass
@@ -113,7 +119,7 @@ class Summary:
 
 @dataclasses.dataclass
 class Copy:
-    """Copy a recipe into a script of your own, which runs where it lies.
+    """Copy a recipe or a study into a script of your own, which runs where it lies.
 
     examples:
       tiffin copy resnet50 my_net.py
@@ -121,20 +127,22 @@ class Copy:
     """
 
     name: str
-    """A variant or a recipe; `tiffin list` shows all."""
+    """A variant, a recipe or a study; `tiffin list` shows all."""
     file: Path
     """The new script."""
 
     def run(self) -> None:
         """Copy; an existing file stays as it is."""
-        entry = registry.find(self.name)
+        study = registry.studies().get(self.name)
+        entry = study or registry.find(self.name)
         if self.file.suffix != ".py":
             raise InputError(f"{self.file} must end in .py: it is a Python script.")
         if self.file.exists():
             raise InputError(f"{self.file} exists already: name another file, or remove it first.")
         make_folder(self.file.parent)
         write_text(self.file, entry.path.read_text())
-        print(f"{self.file} is the recipe {entry.name}: change it, and run it by")
+        kind = "study" if study else "recipe"
+        print(f"{self.file} is the {kind} {entry.name}: change it, and run it by")
         model = f" --model {self.name}" if self.name != entry.name else ""
         print(f"  python {self.file}{model}")
 
@@ -160,6 +168,24 @@ def train(arguments: list[str]) -> None:
     training.main(module.Config, model, f"tiffin train {name}", arguments[1:])
 
 
+def study(arguments: list[str]) -> None:
+    """Run a study by its name."""
+    name = arguments[0] if arguments else None
+    if name in (None, "-h", "--help"):
+        known = "".join(f"  {s.name:15}{s.title}\n" for s in registry.studies().values())
+        print(f"usage: tiffin study NAME [options]\n\nstudies:\n{known}", end="")
+        if name is None:
+            raise InputError("`tiffin study` needs the name of a study.")
+        return
+    entry = registry.find_study(name)
+    from tiffin.export.runtime import quiet
+
+    with quiet():
+        module = entry.load()
+        from tiffin.recipes.engine.study import main as run
+    run(module.Config, f"tiffin study {name}", arguments[1:])
+
+
 def command(arguments: list[str]) -> None:
     """Do what one `tiffin` command line says."""
     parser = argparse.ArgumentParser(
@@ -181,10 +207,12 @@ def command(arguments: list[str]) -> None:
         show_list()
     elif given.command == "train":
         train(arguments[1:])
+    elif given.command == "study":
+        study(arguments[1:])
     elif given.command in COMMANDS:
         cli.parse(COMMANDS[given.command], arguments[1:], f"tiffin {given.command}")
     else:
-        known = ["list", "train", *COMMANDS]
+        known = ["list", "train", "study", *COMMANDS]
         raise InputError(f"There is no command '{given.command}'{nearest(given.command, known)}")
 
 

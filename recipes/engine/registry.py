@@ -82,6 +82,55 @@ class Entry:
         return importlib.import_module(f"tiffin.recipes.{self.task}.{self.name}")
 
 
+class Claim(NamedTuple):
+    """One study file.
+
+    Attributes:
+        name: the file's stem, such as `padding`.
+        path: the file.
+        title: the first line of the docstring.
+        claim: the literal `CLAIM`: what it measures, in a sentence.
+    """
+
+    name: str
+    path: Path
+    title: str
+    claim: str
+
+    def load(self) -> ModuleType:
+        """Import the study's module."""
+        return importlib.import_module(f"tiffin.recipes.studies.{self.name}")
+
+
+@functools.cache
+def studies() -> dict[str, Claim]:
+    """Return all studies by file name, in order."""
+    found = {}
+    for path in sorted((_ROOT / "studies").glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(), str(path))
+        claim = next(
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CLAIM"
+        )
+        title = (ast.get_docstring(tree) or "").partition("\n")[0]
+        found[path.stem] = Claim(path.stem, path, title, claim)
+    return found
+
+
+def find_study(name: str) -> Claim:
+    """Return a study by its name.
+
+    Raises:
+        InputError: there is none; the message has the nearest names.
+    """
+    if name not in studies():
+        raise InputError(
+            f"There is no study '{name}'{nearest(name, studies())} `tiffin list` shows all."
+        )
+    return studies()[name]
+
+
 @functools.cache
 def recipes() -> dict[str, Entry]:
     """Return all recipes by file name, in the order of task and name."""

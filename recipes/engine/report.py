@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 REPORT = "report.md"
+STUDY, FIGURE = "study.json", "figure.png"  # of a study
 _LABEL = {"facecolor": "yellow", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Write a figure."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
+    """Return an empty figure of so many inches."""
     # The object interface needs no display and leaks no figures, unlike pyplot.
     from matplotlib.figure import Figure
 
@@ -35,7 +38,7 @@ def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     names = list(dict.fromkeys(name.removeprefix("val_") for name in names))
     down = -(-len(names) // 5)
     across = -(-len(names) // down)
-    figure = _figure(4.2 * across, 3.4 * down)
+    figure = new_figure(4.2 * across, 3.4 * down)
     epochs = [row["epoch"] for row in rows]
     single = "." if len(rows) == 1 else ""
     grid = figure.subplots(down, across, squeeze=False)
@@ -52,14 +55,14 @@ def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix, shares of each true class; numbers are written where they fit."""
     count = len(classes)
     side = min(max(4.0, 0.45 * count), 16.0)
-    figure = _figure(side + 1.2, side)
+    figure = new_figure(side + 1.2, side)
     axes = figure.subplots()
     shares = matrix / matrix.sum(1, keepdims=True).clip(1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -73,21 +76,21 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
             number = f"{matrix[true, guess]}"
             axes.text(guess, true, number, ha="center", va="center", color=color, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion on the test split")
-    _save(figure, path)
+    save(figure, path)
 
 
 def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     """Draw up to 25 pictures with a title each; an empty list says so."""
     columns = 5
     rows = max(1, -(-len(images) // columns))
-    figure = _figure(2.1 * columns, 2.2 * rows + 0.4)
+    figure = new_figure(2.1 * columns, 2.2 * rows + 0.4)
     figure.suptitle(heading if len(images) else f"{heading}: none")
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(np.asarray(image).clip(0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=8, wrap=True)
-    _save(figure, path)
+    save(figure, path)
 
 
 def tiles(images: np.ndarray, columns: int, path: Path, least: int = 512) -> None:
@@ -137,7 +140,7 @@ def _grey(file: Path) -> bool:
 
 def shares(classes: Sequence[str], made, usual, path: Path) -> None:
     """Draw each class' share of generated pictures beside its share of real ones, in percent."""
-    figure = _figure(max(5.0, 0.5 * len(classes) + 2), 3.6)
+    figure = new_figure(max(5.0, 0.5 * len(classes) + 2), 3.6)
     axes = figure.subplots()
     places = np.arange(len(classes))
     axes.bar(places - 0.2, 100 * np.asarray(usual), 0.4, color="lightgrey", label="real")
@@ -146,7 +149,7 @@ def shares(classes: Sequence[str], made, usual, path: Path) -> None:
     axes.set(xlabel="class, by the judge", ylabel="share, %")
     axes.set_title("Which classes the generator makes")
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def attention(maps: Sequence[tuple], path: Path) -> None:
@@ -158,7 +161,7 @@ def attention(maps: Sequence[tuple], path: Path) -> None:
     """
     columns = 2
     rows = -(-len(maps) // columns)
-    figure = _figure(6.4 * columns, 5.2 * rows)
+    figure = new_figure(6.4 * columns, 5.2 * rows)
     figure.suptitle("Attention: where a row's word comes from; white is all of it")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(maps) :]:
@@ -167,7 +170,7 @@ def attention(maps: Sequence[tuple], path: Path) -> None:
         axes.imshow(weights[:, : len(source)], cmap="gray", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
         axes.set_yticks(range(len(target)), target, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def boxes(images, drawn: Sequence[tuple], heading: str, path: Path) -> None:
@@ -183,7 +186,7 @@ def boxes(images, drawn: Sequence[tuple], heading: str, path: Path) -> None:
 
     columns = 4
     rows = max(1, -(-len(images) // columns))
-    figure = _figure(3.6 * columns, 3.6 * rows + 0.4)
+    figure = new_figure(3.6 * columns, 3.6 * rows + 0.4)
     figure.suptitle(heading)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -196,12 +199,12 @@ def boxes(images, drawn: Sequence[tuple], heading: str, path: Path) -> None:
                 axes.add_patch(Rectangle((x1, y1), *sides, fill=False, color=color, lw=width))
         for (y1, x1, *_), name in zip(found, names, strict=True):
             axes.text(x1, y1, name, fontsize=6, color="black", va="bottom", bbox=_LABEL)
-    _save(figure, path)
+    save(figure, path)
 
 
 def precision_recall(curves, ap: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Draw precision over recall of up to 20 classes; curves are scores, precision, recall."""
-    figure = _figure(6.4, 5)
+    figure = new_figure(6.4, 5)
     axes = figure.subplots()
     for kind in np.argsort(-np.nan_to_num(ap), kind="stable")[:20]:
         if np.isfinite(ap[kind]):
@@ -211,12 +214,12 @@ def precision_recall(curves, ap: np.ndarray, classes: Sequence[str], path: Path)
     axes.set_title("Precision over recall on the test split, IoU 0.5, with the AP")
     axes.grid(alpha=0.3)
     axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def roc(false: Sequence[float], true: Sequence[float], path: Path) -> None:
     """Draw true against false accepts of verification, the false ones on a logarithmic axis."""
-    figure = _figure(5, 4)
+    figure = new_figure(5, 4)
     axes = figure.subplots()
     false = np.asarray(false)
     least = false[false > 0].min(initial=1)
@@ -228,7 +231,7 @@ def roc(false: Sequence[float], true: Sequence[float], path: Path) -> None:
     )
     axes.set(xlim=(least / 2, 1), ylim=(0, 1.01))
     axes.grid(alpha=0.3, which="both")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plane(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,14 +263,14 @@ def _draw_points(axes, points: np.ndarray, labels: np.ndarray, names: Sequence[s
 def scatter(embeddings: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draw embeddings, `[n, dimensions]`, in two dimensions, a colour for each class."""
     middle, directions = plane(embeddings)
-    figure = _figure(6.4, 5)
+    figure = new_figure(6.4, 5)
     axes = figure.subplots()
     _draw_points(axes, (embeddings - middle) @ directions, labels, names)
     if len(np.unique(labels)) <= 20:
         axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", markerscale=2, fontsize=8)
     how = "" if embeddings.shape[1] == 2 else ", the two main directions"
     axes.set_title(f"Embeddings of the test split{how}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def strip(embeddings: dict[str, np.ndarray], labels: np.ndarray, heading: str, path: Path) -> None:
@@ -277,7 +280,7 @@ def strip(embeddings: dict[str, np.ndarray], labels: np.ndarray, heading: str, p
     middle, directions = plane(embeddings[titles[-1]])
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = _figure(3 * columns, 3.1 * rows + 0.3)
+    figure = new_figure(3 * columns, 3.1 * rows + 0.3)
     figure.suptitle(heading)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(chosen) :]:
@@ -285,7 +288,7 @@ def strip(embeddings: dict[str, np.ndarray], labels: np.ndarray, heading: str, p
     for axes, title in zip(grid.flat, chosen, strict=False):
         _draw_points(axes, (embeddings[title] - middle) @ directions, labels, None)
         axes.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -339,3 +342,38 @@ def markdown(metrics: dict[str, Any], directory: Path) -> str:
     drawn = sorted(p.name for p in directory.glob("*.png"))
     parts += ["## Pictures", *(f"![{name.removesuffix('.png')}]({name})" for name in drawn)]
     return "\n\n".join(parts) + "\n"
+
+
+def _with_spread(mean: float, spread: float, seeds: int) -> str:
+    """Return a number and its spread over the seeds, as a person would write them."""
+    digits = 0 if abs(mean) >= 1000 else 3
+    if mean and abs(mean) < 1e-3:
+        return f"{mean:.1e}" if not spread else f"{mean:.1e} ± {spread:.0e}"
+    if seeds < 2 or not spread:
+        return f"{mean:,.{digits}f}".rstrip("0").rstrip(".") if digits else f"{mean:,.0f}"
+    return f"{mean:,.{digits}f} ± {spread:,.{digits}f}"
+
+
+def study(result: dict[str, Any]) -> str:
+    """Return a study's title, its table and its claims beside what was measured."""
+    rows, spread = result["rows"], result["spread"]
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    cells = [
+        [
+            row,
+            *(
+                _with_spread(given[c], spread[row][c], result["seeds"]) if c in given else "-"
+                for c in columns
+            ),
+        ]
+        for row, given in rows.items()
+    ]
+    parts = [
+        result["title"],
+        f"`{result['command']}`: {result['seeds']} seeds, {result['minutes']:.1f} minutes.",
+        table(["", *columns], cells),
+    ]
+    for outcome in result["outcomes"]:
+        verdict = "It holds." if outcome["holds"] else "It does not hold here."
+        parts.append(f"> {outcome['claim']}\n\n{outcome['measured']} **{verdict}**")
+    return "\n\n".join(parts)

@@ -290,7 +290,7 @@ class Recipe(abc.ABC):
                     "finished epoch: name its folder with --output, or start without --resume."
                 )
         else:
-            directory = self.output or _unused(runs / time.strftime("%Y-%m-%d_%H-%M-%S"))
+            directory = self.output or unused(runs / time.strftime("%Y-%m-%d_%H-%M-%S"))
             if (directory / LAST).exists() or (directory / BEST).exists():
                 raise InputError(
                     f"{directory} holds a run already: go on with it by --resume, or name another "
@@ -431,7 +431,7 @@ class Recipe(abc.ABC):
         return f"{base} --resume --output {shlex.quote(str(directory))}"
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
     """Return the path, numbered if another run of the same second has taken it."""
     names = (path.with_name(f"{path.name}_{n}" if n > 1 else path.name) for n in itertools.count(1))
     return next(name for name in names if not name.exists())

@@ -132,9 +132,9 @@ def test_a_run_is_resumed_by_its_own_variant_only(run):
 
 
 def test_runs_of_the_same_second_do_not_share_a_folder(tmp_path):
-    first = training._unused(tmp_path / "now")
+    first = training.unused(tmp_path / "now")
     first.mkdir()
-    assert first == tmp_path / "now" and training._unused(first) == tmp_path / "now_2"
+    assert first == tmp_path / "now" and training.unused(first) == tmp_path / "now_2"
 
 
 def test_early_stopping_counts_epochs_without_improvement(tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""Studies: what textbooks say of deep networks, measured."""
