@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -367,6 +368,13 @@ def load(path: str | os.PathLike, threads: int | None = None) -> Runner:
     raise InputError(
         f"{path} is of no kind that can be run here: .keras, .onnx and .tflite are. "
         "Save a Keras model of another kind with model.save('NAME.keras')."
+    )
+
+
+def allow_retracing() -> None:
+    """Keep TensorFlow from warning that it makes graphs of many shapes or models."""
+    logging.getLogger("tensorflow").addFilter(
+        lambda record: "tf.function retracing" not in record.getMessage()
     )
 
 

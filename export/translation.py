@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -283,10 +282,7 @@ def of_keras(model, vocabularies: Mapping[str, Vocabulary]) -> Translator:
     encoder, step = map(runtime.of_model, translator_parts(model))
     if backend() == "jax":
         return Translator(_of_few_sizes(encoder), _of_few_sizes(step), vocabularies, None)
-    # Texts have many lengths: TensorFlow would warn that it looks at its graph anew.
-    logging.getLogger("tensorflow").addFilter(
-        lambda record: "tf.function retracing" not in record.getMessage()
-    )
+    runtime.allow_retracing()  # texts have many lengths
     return Translator(encoder, step, vocabularies, None)
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tyro
 
+from tiffin.export import runtime
 from tiffin.export.errors import InputError
 from tiffin.export.files import make_folder, write_json, write_text
 from tiffin.recipes.engine import report
@@ -97,6 +98,7 @@ class Study(abc.ABC):
         directory = self.output or unused(
             Path("runs") / self.name() / time.strftime("%Y-%m-%d_%H-%M-%S")
         )
+        runtime.allow_retracing()  # each repetition has networks of its own
         begin, found = time.perf_counter(), []
         for seed in range(self.seeds):
             print(f"Seed {seed + 1} of {self.seeds} ...", flush=True)
@@ -173,7 +175,7 @@ def _over(tables: list[Table], function) -> Table:
     }
 
 
-def compile_classifier(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+def prepare(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Compile a network from pictures to logits, for integer labels."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # TensorFlow would compile each of many small networks for longer than it trains.

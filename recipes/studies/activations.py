@@ -13,14 +13,7 @@ import numpy as np
 from keras import layers, ops
 
 from tiffin.layers import Maxout, PReLU
-from tiffin.recipes.engine.study import (
-    STYLES,
-    DataStudy,
-    Outcome,
-    autodiff,
-    compile_classifier,
-    main,
-)
+from tiffin.recipes.engine.study import STYLES, DataStudy, Outcome, autodiff, main, prepare
 
 CLAIM = "Sigmoids let the gradient vanish with depth; ReLU keeps it, and units die"
 KINDS = ("sigmoid", "tanh", "ReLU", "leaky ReLU", "PReLU", "Maxout")
@@ -72,9 +65,9 @@ class Config(DataStudy):
         for kind in KINDS:
             keras.utils.set_random_seed(seed)
             whole = self.network(kind, train.x.shape[1:], classes)
-            curves[kind] = norms = self._gradients(whole, train, loss)
+            curves[kind] = norms = self.gradients(whole, train, loss)
             model = keras.Model(whole.input, whole.outputs[0])
-            compile_classifier(model, keras.optimizers.SGD(self.learning_rate, 0.9))
+            prepare(model, keras.optimizers.SGD(self.learning_rate, 0.9))
             model.fit(*train, batch_size=32, epochs=self.epochs, verbose=0)
             outputs = [ops.convert_to_numpy(x) for x in whole(train.x)[1:]]
             # Dead: the same for every example, so that no gradient passes.
@@ -87,7 +80,7 @@ class Config(DataStudy):
             }
         return table, curves
 
-    def _gradients(self, whole: keras.Model, train, loss) -> np.ndarray:
+    def gradients(self, whole: keras.Model, train, loss) -> np.ndarray:
         """Return the norm of the fresh network's gradient by what each layer puts out."""
         names = [f"hidden{i + 1}" for i in range(self.depth)]
         x, y = train.x[:128], train.y[:128]

@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from tiffin.recipes.engine.augmentation import AUGMENTATIONS, augmenter
-from tiffin.recipes.engine.study import DataStudy, Outcome, compile_classifier, main
+from tiffin.recipes.engine.study import DataStudy, Outcome, main, prepare
 
 CLAIM = "Augmentation helps where it keeps the class, and hurts where it does not"
 JOINT = ("rotation", "scale", "translation")
@@ -49,7 +49,7 @@ class Config(DataStudy):
         for name, given in names.items():
             keras.utils.set_random_seed(seed)
             model = self.network(x.shape[1:], len(data.classes), float(x.mean()), float(x.std()))
-            compile_classifier(model, keras.optimizers.Adam(2e-3))
+            prepare(model, keras.optimizers.Adam(2e-3))
             augment = augmenter(given)
             batches = data.train.training_batches(32, seed, 0, augment)
             steps = max(1, len(data.train) // 32)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tiffin.recipes.engine.study import STYLES, DataStudy, Outcome, compile_classifier, main
+from tiffin.recipes.engine.study import STYLES, DataStudy, Outcome, main, prepare
 
 CLAIM = "Batch norm trains in fewer steps, stands larger learning rates, and needs larger batches"
 BATCHES = (2, 8, 32, 256)
@@ -32,24 +32,13 @@ def network(place: str, shape: tuple[int, ...], classes: int) -> keras.Model:
 
 
 def identity_error(x: np.ndarray, exact: bool) -> float:
-    """Return by how much batch norm with gamma = sigma, beta = mu changes a batch.
-
-    With `exact` gamma is the square root of variance plus epsilon.
-    """
+    """Return how batch norm with beta = mu, gamma = sigma (of variance + epsilon) changes x."""
     layer = layers.BatchNormalization(epsilon=1e-3)
     layer.build(x.shape)
     sigma = np.sqrt(x.var(0) + (layer.epsilon if exact else 0.0))
     layer.gamma.assign(sigma)
     layer.beta.assign(x.mean(0))
     return float(np.abs(ops.convert_to_numpy(layer(x, training=True)) - x).max())
-
-
-def variance_ratio(size: int, seed: int) -> float:
-    """Return the mean variance of batches of normal numbers over 1, their true one."""
-    x = np.random.default_rng(seed).normal(size=(size, 4000)).astype("float32")
-    layer = layers.BatchNormalization(momentum=0.0)
-    layer(x, training=True)
-    return float(np.mean(layer.moving_variance))
 
 
 @dataclasses.dataclass
@@ -66,7 +55,7 @@ class Config(DataStudy):
         keras.utils.set_random_seed(seed)
         (x, y), unseen, classes = self.parts
         model = network(place, x.shape[1:], classes)
-        compile_classifier(model, keras.optimizers.SGD(rate, 0.9))
+        prepare(model, keras.optimizers.SGD(rate, 0.9))
         order, losses = np.random.default_rng(seed), []
         for _ in range(self.steps):
             chosen = order.integers(0, len(x), batch)
@@ -91,10 +80,12 @@ class Config(DataStudy):
                 _, accuracy = self.train(seed, place, size, self.rates[0])
                 name = f"batches of {size}"
                 table.setdefault(name, {})[f"accuracy, {place.partition(' ')[0]}"] = accuracy
-            table[name]["variance of a batch"] = variance_ratio(size, seed)
+            layer = layers.BatchNormalization(momentum=0.0)
+            layer(np.random.default_rng(seed).normal(size=(size, 4000)), training=True)
+            table[name]["variance of a batch"] = float(np.mean(layer.moving_variance))
         x = np.random.default_rng(seed).normal(3, 2, (64, 50)).astype("float32")
-        errors = {"error": identity_error(x, False), "epsilon in gamma": identity_error(x, True)}
-        table["identity"] = errors
+        errors = identity_error(x, False), identity_error(x, True)
+        table["identity"] = dict(zip(("error", "error, epsilon in gamma"), errors, strict=True))
         return table, curves
 
     def draw(self, figure, rows, drawn):
@@ -138,7 +129,7 @@ class Config(DataStudy):
             Outcome(
                 "It belongs before the activation.",
                 f"{middle[1]:.1%} before, {middle[2]:.1%} after it.",
-                middle[1] > middle[2],
+                middle[1] > middle[2] + spread[PLACES[1]][f"accuracy at {self.rates[1]:g}"],
             ),
             Outcome(
                 "A batch underestimates the variance by (n - 1) / n, which inference has to mend.",

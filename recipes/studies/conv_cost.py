@@ -99,12 +99,8 @@ class Config(Study):
     def draw(self, figure, rows, drawn):
         axes = figure.subplots()
         places = np.arange(len(KINDS))
-        bars = {
-            "MACs, share": "lightgrey",
-            "ONNX time, share": "grey",
-            "TFLite time, share": "black",
-        }
-        for shift, (name, color) in zip((-0.27, 0, 0.27), bars.items(), strict=True):
+        bars = ("MACs", "lightgrey"), ("ONNX time", "grey"), ("TFLite time", "black")
+        for shift, (name, color) in zip((-0.27, 0, 0.27), bars, strict=True):
             shares = [100 * rows[kind][f"{name}, share"] for kind in KINDS]
             axes.bar(places + shift, shares, 0.27, color=color, label=name)
         axes.set_xticks(places, KINDS)

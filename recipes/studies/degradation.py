@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tiffin.recipes.engine.study import DataStudy, Outcome, compile_classifier, main
+from tiffin.recipes.engine.study import DataStudy, Outcome, main, prepare
 
 CLAIM = "56 plain layers train worse than 20; with shortcuts they do not"
 DEPTHS = (20, 56)
@@ -68,7 +68,7 @@ class Config(DataStudy):
                 shape = train.x.shape[1:]
                 model = network(depth, kind == "residual", shape, classes, self.width)
                 rate = keras.optimizers.schedules.CosineDecay(self.learning_rate, steps)
-                compile_classifier(model, keras.optimizers.SGD(rate, 0.9))
+                prepare(model, keras.optimizers.SGD(rate, 0.9))
                 done = model.fit(*train, batch_size=64, epochs=self.epochs, verbose=0).history
                 name = f"{kind}, {depth} layers"
                 curves[name] = 1 - np.array(done["accuracy"])

@@ -14,7 +14,7 @@ import numpy as np
 from keras import layers
 
 from tiffin.recipes.engine.optimizers import make_optimizer
-from tiffin.recipes.engine.study import STYLES, DataStudy, Losses, Outcome, compile_classifier, main
+from tiffin.recipes.engine.study import STYLES, DataStudy, Losses, Outcome, main, prepare
 
 CLAIM = "Small batches learn more from each example; adaptive steps forgive a wrong learning rate"
 KINDS = {
@@ -79,7 +79,7 @@ class Config(DataStudy):
         image = keras.Input(train.x.shape[1:])
         x = layers.Dense(64, activation="relu")(layers.Flatten()(image))
         model = keras.Model(image, layers.Dense(classes)(x))
-        compile_classifier(model, make_optimizer(kind, rate, model.trainable_variables))
+        prepare(model, make_optimizer(kind, rate, model.trainable_variables))
         epochs = self.epochs * (1 if size < len(train.x) else 40)
         losses = Losses(train, epochs * -(-len(train.x) // size))
         model.fit(*train, batch_size=size, epochs=epochs, verbose=0, callbacks=[losses])

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers, regularizers
 
-from tiffin.recipes.engine.study import DataStudy, Outcome, compile_classifier, main
+from tiffin.recipes.engine.study import DataStudy, Outcome, main, prepare
 
 CLAIM = "Regularisation costs training accuracy and wins test accuracy; L1 makes weights zero"
 KINDS = ("none", "early stopping", "augmentation", "L1", "L2", "dropout", "batch norm", "all")
@@ -58,7 +58,7 @@ class Config(DataStudy):
         for kind in KINDS:
             keras.utils.set_random_seed(seed)
             model = self.network(kind, train.x.shape[1:], classes)
-            compile_classifier(model, keras.optimizers.Adam(1e-3))
+            prepare(model, keras.optimizers.Adam(1e-3))
             given = {"epochs": self.epochs, "batch_size": 32, "verbose": 0}
             if kind in ("early stopping", "all"):
                 # A fifth of the examples says when to stop, and teaches nothing.

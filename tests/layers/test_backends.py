@@ -15,6 +15,7 @@ def run(*arguments: str, **environment: str) -> None:
     here = Path(__file__).parent
     names = ("test_layers.py", "test_losses.py", "test_boxes.py", "test_detectors.py")
     names += ("test_recurrent.py", "test_attention.py", "test_decoder.py", "test_adversarial.py")
+    names += ("test_im2col.py",)
     tests = [str(here / name) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *tests],
