@@ -55,6 +55,7 @@ def test_a_study_leaves_a_table_a_figure_and_its_claims(name, tmp_path, capsys, 
     entry = STUDIES[name]
     assert entry.path.read_text().count("\n") < 150
     assert f"python recipes/studies/{name}.py" in entry.load().__doc__
+    monkeypatch.setattr(degradation, "DEPTHS", (8, 14))
     options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL[name].items()]
     seeds = 2 if name in ("divergence", "padding") else 1
     arguments = [name, "--seeds", str(seeds), "--output", str(tmp_path / "out"), *options]
@@ -72,6 +73,8 @@ def test_a_study_leaves_a_table_a_figure_and_its_claims(name, tmp_path, capsys, 
     for outcome in result["outcomes"]:
         assert outcome["claim"] in text and outcome["measured"] in said
         assert isinstance(outcome["holds"], bool) and re.search(r"\d", outcome["measured"])
+    if name == "augmentation":
+        assert {*result["rows"]} == {"none", *AUGMENTATIONS, " + ".join(augmentation.JOINT)}
     with Image.open(tmp_path / "out" / report.FIGURE) as picture:
         grey = np.asarray(picture.convert("L"))
         assert picture.size[0] > 600 and grey.std() > 10
@@ -146,11 +149,13 @@ def test_sizes_by_formula_are_those_of_layers(mode, size, kernel, stride, dilati
     assert padding.output_size(mode, *given_) == padding.size_of_layer(mode, *given_)
 
 
-@pytest.mark.parametrize("exact, most", [(True, 2e-6), (False, 1e-3)])
-def test_batch_norm_with_the_batchs_own_sigma_and_mu_is_the_identity(exact, most):
+def test_batch_norm_with_the_batchs_own_sigma_and_mu_is_the_identity():
     x = np.random.default_rng(1).normal(1, 1, (64, 9)).astype("float32")
-    error = batch_norm.identity_error(x, exact)
-    assert error < most and (exact or error > 1e-5)
+    assert batch_norm.identity_error(x, exact=True) < 2e-6
+    # Without epsilon in gamma it shrinks by sigma over the root of sigma² + epsilon.
+    sigma = x.std(0)
+    shrunk = np.abs(x - x.mean(0)) * (1 - sigma / np.sqrt(sigma**2 + 1e-3))
+    assert batch_norm.identity_error(x, exact=False) == pytest.approx(shrunk.max(), abs=2e-6)
 
 
 probabilities = st.lists(st.floats(0.01, 1), min_size=4, max_size=4).map(
@@ -248,12 +253,3 @@ def test_losses_are_noted_with_their_steps():
     assert steps.tolist() == [*range(11)]
     assert values[0] == pytest.approx(np.log(2)) and values[-1] < values[0]
     assert seconds[1] == 0 < seconds[2] and (np.diff(seconds) >= 0).all()
-
-
-def test_every_augmentation_is_in_the_gallery(tmp_path):
-    config = augmentation.Config(examples=32, epochs=1, filters=2, output=tmp_path)
-    table, gallery = config.measure(0)
-    assert {*table} == {*gallery} == {"none", *AUGMENTATIONS, " + ".join(augmentation.JOINT)}
-    same = [name for name in gallery if np.array_equal(gallery[name], gallery["none"])]
-    assert {*same} <= {"none", "horizontal_flip", "vertical_flip"}  # which may spare four
-    assert table["none"]["gain"] == 0
