@@ -204,6 +204,24 @@ def studies() -> str:
     return "\n\n".join([*parts, table(["study", "claim", "outcome"], verdicts), *sections]) + "\n"
 
 
+def in_short(run: dict) -> str:
+    """Return a run's figures in half a sentence."""
+    columns, figures, _ = TASKS[run["task"]]
+    names = dict(zip(columns, figures(run["test"]), strict=True))
+    said = [f"{name} {value}" for name, value in names.items() if value != "-"][:2]
+    said.append(f"{run['minutes']:.0f} min" if run["minutes"] >= 1 else "1 min")
+    _, size, time = of_files(run)
+    if size != "-":
+        said.append(f"int8 {size.split(' / ')[1]} MB, {time.split(' / ')[1]} ms")
+    return f"{run['data']}: {', '.join(said)}"
+
+
+def which_recipe() -> str:
+    """Return docs/which-recipe.md."""
+    text = (DOCS / "which-recipe.md.in").read_text()
+    return text.format_map({name: in_short(run) for name, run in runs().items()})
+
+
 def readme() -> str:
     """Return README.md with its generated parts renewed."""
     text = (ROOT / "README.md").read_text()
@@ -222,6 +240,7 @@ def documents() -> dict[Path, str]:
     return {
         DOCS / "results.md": results(),
         DOCS / "studies.md": studies(),
+        DOCS / "which-recipe.md": which_recipe(),
         ROOT / "README.md": readme(),
     }
 
