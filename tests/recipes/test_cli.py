@@ -40,12 +40,15 @@ def test_help_and_list_answer_without_keras():
     assert tiffin()[1] == out
     code, out, _ = tiffin("list", PYTHONPROFILEIMPORTTIME="1")
     assert code == 0
-    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert rows["padding"][:2] == ["padding", "Sizes"]  # a study
     assert rows["resnet50"][:5] == ["resnet50", "resnet", "classification", "2015", "25,557,032"]
     _, _, imports = tiffin("list", PYTHONPROFILEIMPORTTIME="1")
     assert "tyro" not in imports and "keras" not in imports and "numpy" not in imports
     code, out, _ = tiffin("train", "--help")
     assert code == 0 and "tiffin train mobilenet_v2 --export" in out
+    code, out, _ = tiffin("study", "--help")
+    assert code == 0 and "batch_norm" in out
 
 
 @pytest.mark.parametrize("word", ["list", "--help"])
