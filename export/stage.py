@@ -359,11 +359,12 @@ class _Judge:
             }
         embeds = verify.EMBEDDINGS in self.reference
         detects = set(self.reference) >= verify.DETECTIONS
+        paints = any(value.dtype == np.uint8 for value in self.reference.values())
         units = {p.name: p.units for p in interface.outputs}
         relative = units.get("boxes") == "relative"
         self.pixel = 1 / max(interface.inputs[0].shape[:2]) if relative else 1.0
         self.bounds = {
-            p: verify.bound(p, max_loss, self.metric is not None, embeds, detects)
+            p: verify.bound(p, max_loss, self.metric is not None, embeds, detects, paints)
             for p in precisions
         }
 

@@ -33,7 +33,12 @@ def accuracy(outputs: Mapping[str, np.ndarray], targets: np.ndarray) -> float:
 
 
 def bound(
-    precision: str, max_loss: float, evaluated: bool, embeds: bool = False, detects: bool = False
+    precision: str,
+    max_loss: float,
+    evaluated: bool,
+    embeds: bool = False,
+    detects: bool = False,
+    paints: bool = False,
 ) -> dict:
     """Return the limits that a file of this precision has to keep, as the manifest states them.
 
@@ -43,6 +48,7 @@ def bound(
         evaluated: whether there is evaluation data for that metric.
         embeds: whether an output is called `embeddings`.
         detects: whether the outputs are a detector's, `DETECTIONS`.
+        paints: whether an output is a picture, uint8: its levels are rounded, up or down.
     """
     if detects:
         if precision == "fp32":
@@ -58,7 +64,8 @@ def bound(
         }
     limits = {"mean_cosine_of_embeddings": _LEAST_COSINE[precision]} if embeds else {}
     if precision == "fp32":
-        return limits | {"max_difference": 1e-4, "relative_to": "max(1, largest absolute output)"}
+        limits |= {"max_difference": 1e-4, "relative_to": "max(1, largest absolute output)"}
+        return limits | ({"levels_of_pictures": 1} if paints else {})
     if evaluated:
         return limits | {"metric_loss": max_loss}
     half = precision == "fp16"
@@ -234,7 +241,7 @@ def verify(
         if "max_difference" in limits:
             limit = limits["max_difference"] * max(1.0, float(np.abs(wanted).max(initial=0)))
             if wanted.dtype == np.uint8:
-                limit = max(limit, 1.0)  # a picture's levels, rounded
+                limit = max(limit, limits.get("levels_of_pictures", 0))
             if m["max_difference"] > limit:
                 reasons.append(f"'{name}' is {m['max_difference']:.3g} off, more than {limit:.3g}")
         elif "metric_loss" not in limits:

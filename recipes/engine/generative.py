@@ -319,7 +319,10 @@ class Generative(Recipe):
             )
         if self.weights or self.freeze:
             raise InputError("--weights and --freeze are for networks that judge pictures.")
-        if not self.judge.endswith(".keras") and registry.find(self.judge).task != "classification":
+        if self.judge.endswith(".keras"):
+            if not Path(self.judge).exists():
+                raise InputError(f"There is no file {self.judge}: check the path given to --judge.")
+        elif registry.find(self.judge).task != "classification":
             raise InputError(f"--judge {self.judge} is no classifier: `tiffin list` shows some.")
 
     def load_data(self) -> ImageData:

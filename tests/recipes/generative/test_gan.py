@@ -232,6 +232,7 @@ def test_samples_are_counted_by_class_and_spread():
         ({"ema": 0.9}, "for one network with one loss"),
         ({"weights": "imagenet"}, "for networks that judge pictures"),
         ({"judge": "ssdlite320_mobilenet_v2"}, "is no classifier"),
+        ({"judge": "nowhere.keras"}, "There is no file nowhere.keras"),
         ({"judge": "resnet2"}, "There is no recipe 'resnet2'"),
         ({"model": "dcgan", "image_size": 30}, "multiples of 4, 16 or more"),
         ({"data": "/nowhere"}, "There is no folder /nowhere"),
