@@ -234,6 +234,21 @@ def test_near_ties_decide_nothing_but_the_sure_do():
     assert "20.0% of the examples" in reason
 
 
+def test_pictures_may_be_rounded_the_other_way_and_no_further():
+    wanted = pixels(5)
+    limits = verify.bound("fp32", 0.01, evaluated=False, paints=True)
+    for change, said in (
+        (lambda x: np.where(x % 7, x, x ^ 1), None),  # a level more, or less
+        (lambda x: np.where(x > 200, x - 2, x), "'p' is 2 off, more than 1"),
+        (lambda x: np.tile(x[:1], (5, 1, 1, 1)), "'p' is the same for every input"),
+        (lambda x: x[:, 1:], "'p' has the shape"),
+    ):
+        changed = change(wanted).astype(np.uint8)
+        _, reason = verify.verify({"p": wanted}, {"p": changed}, limits)
+        assert reason is None if said is None else reason.startswith(said)
+    assert "levels_of_pictures" not in verify.bound("fp32", 0.01, evaluated=False)
+
+
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.full)])
 def test_other_backends_export_under_tensorflow(backend, tmp_path):
     """The model lives on another backend; messages, files and errors come back to it."""
