@@ -75,6 +75,13 @@ def _fill(template: str, **values: object) -> str:
     return string.Template(text).substitute(sample=template, **values)
 
 
+def _is_painted(tensor: Mapping) -> bool:
+    """Whether an output is a picture."""
+    return (
+        tensor["dtype"] == "uint8" and len(tensor["shape"]) == 4 and tensor["shape"][-1] in (1, 3)
+    )
+
+
 def _is_image(tensor: Mapping) -> bool:
     return bool(tensor.get("layout")) and tensor["shape"][-1] == 3
 
@@ -133,6 +140,9 @@ def _python(manifest: Mapping, file: str, template: str) -> str:
             size = f"({shape[2]}, {shape[1]}), Image.Resampling.BILINEAR"
             image = f'Image.open(sys.argv[{place}]).convert("RGB").resize({size})'
             value = f"np.asarray(\n        {image}, np.{tensor['dtype']}\n    )[None]"
+        elif manifest["task"] == "generation":
+            drawn = f"np.random.default_rng().uniform(-1, 1, {shape})"
+            value = f"{drawn}.astype(np.{tensor['dtype']})"
         else:
             value = f"np.zeros({shape}, np.{tensor['dtype']})"
         inputs.append(f"    {_literal(tensor['name'])}: {value},  # {_note(tensor)}")
@@ -146,14 +156,21 @@ def _python(manifest: Mapping, file: str, template: str) -> str:
                 "for i in np.argsort(-scores)[:5]:",
                 '    print(f"{scores[i]:8.4f} {labels[i]}")',
             ]
+        elif _is_painted(tensor):
+            file_name = json.dumps(f"{tensor['name']}.png")
+            outputs += [
+                f"picture = outputs[{name}][0].squeeze()  # {_note(tensor)}",
+                f"Image.fromarray(picture).save({file_name})",
+            ]
         else:
             outputs.append(f"print({name}, outputs[{name}])  # {_note(tensor)}")
+    pillow = place or any(map(_is_painted, manifest["outputs"]))
     return _fill(
         template,
         file=file,
         arguments=_arguments(manifest, "IMAGE"),
-        packages=" pillow" if place else "",
-        imports="from PIL import Image\n" if place else "",
+        packages=" pillow" if pillow else "",
+        imports="from PIL import Image\n" if pillow else "",
         inputs="\n".join(inputs),
         outputs="\n".join(outputs),
     )

@@ -1,6 +1,8 @@
 """GANs: networks, losses in turns, how samples are judged, and a run from digits to files."""
 
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -162,6 +164,20 @@ def test_the_same_numbers_give_the_same_picture_in_every_file(run):
             assert apart.max() <= 1 and apart.mean() < 0.01
         else:
             assert apart.mean() <= 2
+
+
+@pytest.mark.parametrize("sample", ["python_onnxruntime.py", "python_litert.py"])
+def test_a_sample_paints_another_picture_each_time(run, sample, tmp_path):
+    directory, _ = run
+    seen = []
+    for _ in range(2):
+        command = [sys.executable, str(directory / "export/samples" / sample)]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        (picture,) = tmp_path.glob("*.png")
+        with Image.open(picture) as image:
+            assert image.size == (16, 16) and image.mode == "L"
+            seen.append(np.asarray(image))
+    assert seen[0].std() > 5 and (seen[0] != seen[1]).any()
 
 
 def test_ends_of_an_interpolation_are_the_pictures_of_their_numbers(run):
