@@ -542,8 +542,8 @@ def _folder(root: Path, size: int, seed: int, leaves: bool, loose: bool) -> Imag
 
     classes = list(find(tops["train"]))
     if not classes:
-        loose = len(_image_files(tops["train"]))
-        found = f"{loose} images but no class folders" if loose else "nothing in it"
+        count = len(_image_files(tops["train"]))
+        found = f"{count} images but no class folders" if count else "nothing in it"
         raise InputError(
             f"{tops['train']} has {found}: --data takes a folder that holds one folder of images a "
             "class, such as photos/cat/1.jpg and photos/dog/2.jpg."

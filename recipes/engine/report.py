@@ -123,19 +123,12 @@ def animation(folder: Path, path: Path, most: int) -> None:
     files = sorted(folder.glob("*.png"))
     if not files:
         return
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
-    first, *others = [Image.open(file).convert("L" if _grey(file) else "RGB") for file in chosen]
+    chosen = np.unique(np.linspace(0, len(files) - 1, most).astype(int))
+    first, *others = (Image.open(files[i]) for i in chosen)
     with replacing(path) as temporary:
         first.save(
             temporary, format="GIF", save_all=True, append_images=others, duration=120, loop=0
         )
-
-
-def _grey(file: Path) -> bool:
-    from PIL import Image
-
-    with Image.open(file) as image:
-        return image.mode == "L"
 
 
 def shares(classes: Sequence[str], made, usual, path: Path) -> None:

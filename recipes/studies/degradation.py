@@ -51,7 +51,7 @@ def network(depth: int, residual: bool, shape: tuple[int, ...], classes: int, wi
 class Config(DataStudy):
     """Train plain and residual networks of 20 and 56 layers alike."""
 
-    epochs: int = 12
+    epochs: int = 7
     """Passes over the examples."""
     width: int = 8
     """Channels of the first stage; the paper's is 16."""
