@@ -61,8 +61,10 @@ class Config(DataStudy):
                 "gain": accuracy - table.get("none", {"test accuracy": accuracy})["test accuracy"],
                 "training accuracy, augmented": done.history["accuracy"][-1],
             }
+            # Flips for sure, in the gallery.
+            surely = augmenter([f"{n}:1" if n.endswith("flip") else n for n in given])
             shown = x[:4].astype("float32")
-            gallery[name] = np.asarray(augment(shown, np.array([seed, 0])) if augment else shown)
+            gallery[name] = np.asarray(surely(shown, np.array([seed, 0])) if surely else shown)
         return table, gallery
 
     inches = (14, 6)
