@@ -53,8 +53,8 @@ class Config(DataStudy):
             augment = augmenter(given)
             batches = data.train.training_batches(32, seed, 0, augment)
             steps = max(1, len(data.train) // 32)
-            given = {"steps_per_epoch": steps, "shuffle": False, "verbose": 0}
-            done = model.fit(batches, epochs=self.epochs, **given)
+            options = {"steps_per_epoch": steps, "shuffle": False, "verbose": 0}
+            done = model.fit(batches, epochs=self.epochs, **options)
             _, accuracy = model.evaluate(*unseen, batch_size=256, verbose=0)
             table[name] = {
                 "test accuracy": accuracy,

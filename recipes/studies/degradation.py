@@ -51,7 +51,8 @@ def network(depth: int, residual: bool, shape: tuple[int, ...], classes: int, wi
 class Config(DataStudy):
     """Train plain and residual networks of 20 and 56 layers alike."""
 
-    epochs: int = 7
+    image_size: int = 12
+    epochs: int = 10
     """Passes over the examples."""
     width: int = 8
     """Channels of the first stage; the paper's is 16."""
