@@ -1,5 +1,6 @@
 """The task of generation: pictures out of random numbers, by two networks against each other."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -169,8 +170,8 @@ class Judge:
             images = np.repeat(images, 3, -1)
         if self.network is None:
             return (_flat(images) - self.middle) @ self.directions, None
-        features, logits = self.network(images).values()
-        return features, logits.argmax(1)
+        told = self.network(images)
+        return told["features"], told["logits"].argmax(1)
 
     def compare(self, samples: np.ndarray, real: np.ndarray, labels: np.ndarray, classes: int):
         """Return what samples are beside real pictures.
@@ -334,9 +335,9 @@ class Generative(Recipe):
         )
         return batches.map(lambda images, labels: (images,))
 
+    @abc.abstractmethod
     def networks(self, image_shape: tuple[int, int, int]) -> tuple[keras.Model, keras.Model]:
         """Return the generator and the discriminator."""
-        raise NotImplementedError
 
     def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:
         pixels = data.train.arrays(200, self.seed)[0]
@@ -387,7 +388,7 @@ class Generative(Recipe):
             config = entry.load().Config(
                 data=self.data,
                 data_dir=self.data_dir,
-                image_size=self.image_size,
+                image_size=data.train.size[0],
                 batch_size=batch,
                 epochs=math.ceil(_JUDGE_STEPS / (len(data.train) // batch)),
                 seed=self.seed,
@@ -397,9 +398,7 @@ class Generative(Recipe):
                 config.model = self.judge
             print(f"First the judge, {self.judge}:")
             config.run()
-        from tiffin.export.runtime import read_keras
-
-        classifier = read_keras(path)
+        classifier = runtime.read_keras(path)
         wanted = [None, *data.train.size, 3], len(data.classes)
         found = [*classifier.input.shape], classifier.output.shape[-1]
         if found != wanted:

@@ -102,14 +102,14 @@ class Config(DataStudy):
         return [
             Outcome(
                 "A plain network of 56 layers has a higher training error than one of 20.",
-                f"{error[deep]:.1%} ± {unsure[deep]:.1%} against {error[plain]:.1%} ± "
-                f"{unsure[plain]:.1%}.",
+                f"{error[deep]:.2%} ± {unsure[deep]:.2%} against {error[plain]:.2%} ± "
+                f"{unsure[plain]:.2%}.",
                 error[deep] - unsure[deep] > error[plain] + unsure[plain],
             ),
             Outcome(
                 "With shortcuts 56 layers have no higher training error than 20.",
-                f"{error[long]:.1%} ± {unsure[long]:.1%} against {error[short]:.1%} ± "
-                f"{unsure[short]:.1%}.",
+                f"{error[long]:.2%} ± {unsure[long]:.2%} against {error[short]:.2%} ± "
+                f"{unsure[short]:.2%}.",
                 error[long] - unsure[long] <= error[short] + unsure[short],
             ),
             Outcome(

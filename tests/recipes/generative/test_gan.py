@@ -214,6 +214,15 @@ def test_loose_pictures_are_compared_by_their_pixels(photos, tmp_path, monkeypat
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[-1] == 3  # in colour
 
 
+def test_the_judge_of_a_folder_sees_pictures_of_the_generators_size(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(generative, "_JUDGE_STEPS", 1)
+    monkeypatch.setattr(Config, "least_steps", 1)
+    config = Config(data=str(photos), width=4, epochs=1, batch_size=8, output=tmp_path)
+    test = config.run()["test"]
+    judge = keras.saving.load_model(tmp_path / "judge/model.keras")
+    assert judge.input.shape == (None, 64, 64, 3) and {*test["classes"]} == {"red", "teal"}
+
+
 def test_samples_are_counted_by_class_and_spread():
     """A classifier that tells three grey levels apart; features are the level itself."""
     image = keras.Input((4, 4, 3), name="image")
