@@ -104,6 +104,7 @@ class Study(abc.ABC):
             print(f"Seed {seed + 1} of {self.seeds} ...", flush=True)
             keras.utils.set_random_seed(seed)
             found.append(self.measure(seed))
+            make_folder(directory)  # no later: what cannot be written to is told after one
         tables, drawn = [list(part) for part in zip(*found, strict=True)]
         rows, spread = (_over(tables, function) for function in (np.mean, np.std))
         outcomes = self.judge(rows, spread)
@@ -118,7 +119,6 @@ class Study(abc.ABC):
             "spread": spread,
             "outcomes": [outcome._asdict() for outcome in outcomes],
         }
-        make_folder(directory)
         figure = report.new_figure(*self.inches)
         self.draw(figure, rows, drawn)
         report.save(figure, directory / report.FIGURE)
