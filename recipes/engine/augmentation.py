@@ -3,8 +3,10 @@
 Neighbours that only move pixels about are joined, so that a picture is interpolated once.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tiffin.export.errors import InputError, nearest
 
@@ -21,6 +23,50 @@ AUGMENTATIONS = {
     "scale": (0.2, "largest relative change of size"),
     "noise": (8.0, "standard deviation of Gaussian noise in grey levels"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chance:
+    """Random numbers for the rows of a batch, or for some of them, which then get the same.
+
+    Attributes:
+        seed: integers `[2]`, as TensorFlow's stateless functions take them.
+        first: number of the first row here in the whole batch.
+        rows: of the whole batch; None: all are here.
+    """
+
+    seed: Any
+    first: int = 0
+    rows: int | None = None
+
+    def fold_in(self, number) -> "Chance":
+        """Return other random numbers, for the same rows."""
+        import tensorflow as tf
+
+        seed = tf.random.experimental.stateless_fold_in(self.seed, number)
+        return dataclasses.replace(self, seed=seed)
+
+    def uniform(self, rows, shape=(), low=0.0, high=1.0, dtype="float32"):
+        """Return `[rows, *shape]`, from `low` up to and without `high`."""
+        import tensorflow as tf
+
+        return self._drawn(
+            tf.random.stateless_uniform, rows, shape, low, high, tf.dtypes.as_dtype(dtype)
+        )
+
+    def normal(self, rows, shape):
+        """Return `[rows, *shape]` of mean 0 and deviation 1."""
+        import tensorflow as tf
+
+        return self._drawn(tf.random.stateless_normal, rows, shape)
+
+    def _drawn(self, draw: Callable, rows, shape, *arguments):
+        import tensorflow as tf
+
+        whole = rows if self.rows is None else self.rows
+        shape = tf.concat([[whole], tf.cast(shape, tf.int32)], 0)
+        numbers = draw(shape, self.seed, *arguments)
+        return numbers[self.first : self.first + rows]
 
 
 def parse(
@@ -51,7 +97,7 @@ def parse(
 
 
 def augmenter(names: Sequence[str]) -> Callable | None:
-    """Return a function of (float32 images `[batch, h, w, c]` in 0-255, int32 seed `[2]`), or None.
+    """Return a function of (float32 images `[batch, h, w, c]` in 0-255, `Chance`), or None.
 
     Args:
         names: names from `AUGMENTATIONS`, each with an optional strength after a colon, applied in
@@ -59,18 +105,17 @@ def augmenter(names: Sequence[str]) -> Callable | None:
 
     Returns:
         A function that a tf.data pipeline maps over batches; every example of a batch is changed
-        by its own random amount, and the same seed gives the same batch.
+        by its own random amount, and the same chance gives the same batch.
     """
     chosen = parse(names)
     if not chosen:
         return None
 
-    def augment(images, seed):
+    def augment(images, chance: Chance):
         import tensorflow as tf
 
         keyed = [
-            (tf.random.experimental.stateless_fold_in(seed, place), name, strength)
-            for place, (name, strength) in enumerate(chosen)
+            (chance.fold_in(place), name, strength) for place, (name, strength) in enumerate(chosen)
         ]
         for moves, group in itertools.groupby(keyed, lambda item: item[1] in _MOVES):
             if moves:
@@ -83,10 +128,10 @@ def augmenter(names: Sequence[str]) -> Callable | None:
     return augment
 
 
-def _uniform(images, key, low: float, high: float, columns: int = 1):
+def _uniform(images, key: Chance, low: float, high: float, columns: int = 1):
     import tensorflow as tf
 
-    return tf.random.stateless_uniform([tf.shape(images)[0], columns], key, low, high)
+    return key.uniform(tf.shape(images)[0], (columns,), low, high)
 
 
 def project(images, rows, fill: str, value: float = 0.0):
@@ -196,7 +241,8 @@ def _color_jitter(images, key, share):
 def _noise(images, key, stddev):
     import tensorflow as tf
 
-    return images + tf.random.stateless_normal(tf.shape(images), key, stddev=stddev)
+    shape = tf.shape(images)
+    return images + stddev * key.normal(shape[0], shape[1:])
 
 
 _MOVES = {

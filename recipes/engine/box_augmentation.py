@@ -29,7 +29,7 @@ _OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # the last: any crop
 
 
 def augmenter(names: Sequence[str]) -> Callable | None:
-    """Return a function of (float32 images, targets, int32 seed `[2]`), or None for no names.
+    """Return a function of (float32 images, targets, `Chance`), or None for no names.
 
     Args:
         names: names from `AUGMENTATIONS`, each with an optional strength after a colon, applied in
@@ -46,7 +46,7 @@ def augmenter(names: Sequence[str]) -> Callable | None:
     if not chosen:
         return None
 
-    def augment(images, targets, seed):
+    def augment(images, targets, chance: augmentation.Chance):
         import tensorflow as tf
 
         boxes, classes = targets["boxes"], targets["classes"]
@@ -55,7 +55,7 @@ def augmenter(names: Sequence[str]) -> Callable | None:
             boxes, classes = _joined(boxes, classes, targets[PROPOSALS])
         alone = boxes.shape[1]
         for place, (name, strength) in enumerate(chosen):
-            key = tf.random.experimental.stateless_fold_in(seed, place)
+            key = chance.fold_in(place)
             if name in _FUNCTIONS:
                 images, boxes, classes = _FUNCTIONS[name](images, boxes, classes, key, strength)
             else:
@@ -133,16 +133,12 @@ def _cut(boxes, classes, sides):
     return boxes, tf.where(seen, classes, -1)
 
 
-def _keys(key, count: int):
-    import tensorflow as tf
-
-    return [tf.random.experimental.stateless_fold_in(key, i) for i in range(count)]
+def _keys(key: augmentation.Chance, count: int) -> list[augmentation.Chance]:
+    return [key.fold_in(i) for i in range(count)]
 
 
-def _uniform(shape, key, low=0.0, high=1.0):
-    import tensorflow as tf
-
-    return tf.random.stateless_uniform(shape, key, low, high)
+def _uniform(shape, key: augmentation.Chance, low=0.0, high=1.0):
+    return key.uniform(shape[0], shape[1:], low, high)
 
 
 def _iou_crop(images, boxes, classes, key, probability):
@@ -167,7 +163,7 @@ def _iou_crop(images, boxes, classes, key, probability):
     overlap = tf.where(counted, shared / tf.maximum(areas - shared, 1e-6), -1.0)
     wanted = tf.gather(
         tf.constant(_OVERLAPS),
-        tf.random.stateless_uniform([batch], keys[2], 0, len(_OVERLAPS), tf.int32),
+        keys[2].uniform(batch, (), 0, len(_OVERLAPS), "int32"),
     )
     fits = (tf.reduce_max(overlap, -1) >= wanted[:, None]) & (ratio >= 0.5) & (ratio <= 2)
     first = tf.argmax(tf.cast(fits, tf.int32), axis=1)

@@ -17,6 +17,7 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 from tiffin.export.files import replacing, require_space, write_text
+from tiffin.recipes.engine.distribution import alone
 
 LAST, BEST, HISTORY = "last.weights.h5", "model.keras", "history.csv"
 
@@ -45,7 +46,7 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         directory: the run's folder.
         kept: the networks to keep of the best epoch, uncompiled, by file name; they share their
-            weights with the trained one.
+            weights with the trained one. None: another process keeps them, and the state.
         monitor: name of the metric that says which epoch is best.
         mode: `max` or `min`.
         patience: epochs without a better one after which training stops; 0 for never.
@@ -54,7 +55,7 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(
         self,
         directory: Path,
-        kept: dict[str, keras.Model],
+        kept: dict[str, keras.Model] | None,
         monitor: str,
         mode: str,
         patience: int = 0,
@@ -79,15 +80,17 @@ class Checkpoint(keras.callbacks.Callback):
             len(self.rows) - 1 - self.best()[0] >= self.patience
         )
 
-    def restore(self) -> int:
+    def restore(self, path: Path) -> int:
         """Load the last state into the compiled model and return the epoch to go on with.
+
+        Args:
+            path: of the state, `LAST` in a run's folder.
 
         Raises:
             InputError: the state is damaged, or belongs to another model.
         """
         import h5py
 
-        path = self.directory / LAST
         try:
             with h5py.File(path) as file:
                 state = json.loads(file.attrs["tiffin"])
@@ -113,11 +116,12 @@ class Checkpoint(keras.callbacks.Callback):
         # Of equals the last is kept: a small validation split cannot tell them apart, and it has
         # learned for longer. Waiting counts from the first.
         if last == len(self.rows) - 1:
-            with averaged(self.model):
-                for name, network in self.kept.items():
+            with averaged(self.model), alone():
+                for name, network in (self.kept or {}).items():
                     with replacing(self.directory / name) as temporary:
                         network.save(temporary)
-        self._save_last()
+        if self.kept is not None:
+            self._save_last()
         self._save_history()
         if self.exhausted():
             print(
@@ -132,7 +136,7 @@ class Checkpoint(keras.callbacks.Callback):
         variables = [*self.model.variables, *self.model.optimizer.variables]
         size = sum(math.prod(v.shape) * 4 for v in variables)
         require_space(self.directory, size + size // 10 + 100_000)
-        with replacing(self.directory / LAST) as temporary:
+        with replacing(self.directory / LAST) as temporary, alone():
             self.model.save_weights(temporary)
             # One file, one rename: weights and their epoch can never disagree after a crash.
             with h5py.File(temporary, "a") as file:

@@ -16,6 +16,8 @@ import numpy as np
 
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.images import SUFFIXES, load_image
+from tiffin.recipes.engine.augmentation import Chance
+from tiffin.recipes.engine.distribution import ALONE, Place, several
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -124,12 +126,20 @@ class Split:
             batch_size, drop_remainder
         )
 
-    def batches(self, batch_size: int) -> "tf.data.Dataset":
-        """Return (uint8 images, labels) batches once, in order: for evaluation."""
-        import tensorflow as tf
+    def batches(self, batch_size: int, place: Place = ALONE) -> "tf.data.Dataset":
+        """Return (uint8 images, labels) batches once, in order: for evaluation.
 
-        indices = tf.range(len(self), dtype=tf.int64)
-        return self._batch(indices, batch_size, drop_remainder=False).prefetch(tf.data.AUTOTUNE)
+        Args:
+            batch_size: examples a batch, of all processes together.
+            place: of several devices, each gets as many, and a process its rows alone.
+        """
+        count = place.whole(len(self), 0)
+        starts = range(0, count, batch_size)
+        parts = [np.arange(i, min(i + batch_size, count)) for i in starts]
+        mine = [part[place.rows(len(part))] for part in parts]
+        indices = np.concatenate([*mine, np.zeros(0, np.int64)])
+        batches = self._batch(indices, batch_size // place.count, drop_remainder=False)
+        return batches.prefetch(-1)  # as many as are of use
 
     def training_batches(
         self,
@@ -139,6 +149,7 @@ class Split:
         augment: Callable | None = None,
         drop_remainder: bool = True,
         in_a_row: int = 1,
+        place: Place = ALONE,
     ) -> "tf.data.Dataset":
         """Return endless shuffled (float32 images, labels) batches, with sample weights where the
         last batch of an epoch is kept, so that each example counts alike.
@@ -147,27 +158,29 @@ class Split:
         resumed run sees what the unbroken one would have seen.
 
         Args:
-            batch_size: examples a batch.
+            batch_size: examples a batch, of all processes together.
             seed: of the order and the augmentation.
             first_epoch: number of the epoch to start with.
-            augment: maps float32 `[batch, height, width, 3]` images and an int32 `[2]` stateless
-                seed to images of the same shape.
+            augment: maps float32 `[batch, height, width, 3]` images and a `Chance` to images of the
+                same shape.
             drop_remainder: leave an epoch's incomplete last batch out (another one each epoch).
             in_a_row: examples of one class that stand together, so that a batch has several of
                 each of its classes.
+            place: a process of several reads its rows of each batch alone.
         """
         import tensorflow as tf
 
         steps = len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
         # Scaled so that the mean over an epoch's batches is the mean over its examples.
         share = steps / len(self)
+        rows = place.rows(batch_size)
 
         def prepare(key):
             def example(step, batch):
                 images, labels = tf.cast(batch[0], tf.float32), batch[1]
                 if augment is not None:
-                    mine = tf.random.experimental.stateless_fold_in(key, step)
-                    images, labels = self.augmented(augment, images, labels, mine)
+                    chance = Chance(key, rows.start, batch_size).fold_in(step)
+                    images, labels = self.augmented(augment, images, labels, chance)
                 if drop_remainder:
                     return images, labels
                 count = tf.shape(images)[:1]
@@ -178,7 +191,11 @@ class Split:
         def epoch(number):
             key = tf.stack([tf.cast(seed, tf.int64), number])
             order = _shuffled(tf.constant(self.labels), key, in_a_row)
-            batches = self._batch(tf.cast(order, tf.int64), batch_size, drop_remainder)
+            if place.count > 1:
+                order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
+                order = tf.reshape(order[:, rows], [-1])
+            size = batch_size // place.count
+            batches = self._batch(tf.cast(order, tf.int64), size, drop_remainder)
             # Where unreadable files leave an epoch short, its first batches fill it up.
             batches = batches.repeat().take(steps).enumerate()
             return batches.map(prepare(key), tf.data.AUTOTUNE)
@@ -587,7 +604,7 @@ def _folder(root: Path, size: int, seed: int, leaves: bool, loose: bool) -> Imag
 
 
 def read_pixels(paths, size: tuple[int, int], decode: Callable[[str], np.ndarray], part: str):
-    """Decode files at once where their pixels fit in memory.
+    """Decode files at once where their pixels fit in memory, and one process trains alone.
 
     Args:
         paths: the files.
@@ -596,11 +613,12 @@ def read_pixels(paths, size: tuple[int, int], decode: Callable[[str], np.ndarray
         part: what they are, for the progress bar.
 
     Returns:
-        (uint8 `[n, height, width, 3]` or None where they do not fit, bool `[n]` of the readable
+        (uint8 `[n, height, width, 3]` or None where they are read later, bool `[n]` of the readable
         ones, messages about the others).
     """
     good = np.ones(len(paths), bool)
-    if not _fits(len(paths), size):
+    # One of several processes reads what it needs of an epoch, no more.
+    if several() or not _fits(len(paths), size):
         return None, good, []
     images = np.empty((len(paths), *size, 3), np.uint8)
     skipped = []

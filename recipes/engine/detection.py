@@ -94,6 +94,7 @@ class Detection(ImageRecipe):
     """How much mAP50 an fp16 or int8 file may lose; one that loses more is not handed out."""
 
     task: ClassVar[str] = "detection"
+    mirrored: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
     make_augmenter: ClassVar[Callable] = staticmethod(box_augmentation.augmenter)
     parts: ClassVar[tuple[str, ...]]  # names of the losses

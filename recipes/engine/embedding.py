@@ -75,7 +75,7 @@ class Embedding(ImageRecipe):
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
         augment = self.make_augmenter(self.augment)
         return data.train.training_batches(
-            batch_size, self.seed, first_epoch, augment, drop_remainder, self.in_a_row
+            batch_size, self.seed, first_epoch, augment, drop_remainder, self.in_a_row, self.place
         )
 
     def embedder(self, input_shape: tuple[int, int, int], normalization: tuple) -> keras.Model:
@@ -177,6 +177,7 @@ class Embedding(ImageRecipe):
 class MarginRecipe(Embedding):
     """An embedder under a softmax head."""
 
+    mirrored: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str]] = ("val_accuracy", "max")
 
     @abc.abstractmethod

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from tiffin.export.errors import InputError
 from tiffin.export.files import make_folder, write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.layers import ToPixels, discriminator_loss, generator_loss
-from tiffin.recipes.engine import registry, report
+from tiffin.recipes.engine import distribution, registry, report
 from tiffin.recipes.engine.checkpoints import BEST
 from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.optimizers import OptimizerName, ScheduleName
@@ -36,8 +38,7 @@ class Adversarial(keras.Model):
     """A generator and a discriminator, each with its own optimizer, that train in turns.
 
     A step is one of the discriminator on a batch of real and one of generated pictures, then one of
-    the generator on new latent numbers (Goodfellow et al. 2014, algorithm 1 with k = 1). Under
-    TensorFlow and torch.
+    the generator on new latent numbers (Goodfellow et al. 2014, algorithm 1 with k = 1).
 
     Args:
         generator: from `latent` to pictures, -1 to 1.
@@ -76,31 +77,52 @@ class Adversarial(keras.Model):
         shape = (count, self.generator.input.shape[-1])
         return keras.random.uniform(shape, -1.0, 1.0, seed=self.chance)
 
-    def train_step(self, data):
+    @property
+    def non_trainable_variables(self):
+        # Under JAX a step returns all that it has changed.
+        other = getattr(self, "discriminator_optimizer", None)
+        return super().non_trainable_variables + (other.variables if other else [])
+
+    def train_step(self, *arguments):
+        if keras.backend.backend() != "jax":
+            return self._step(*arguments)
+        state, data = arguments
+        groups = (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+            self.metrics_variables,
+        )
+        every = [*itertools.chain(*groups)]
+        with keras.StatelessScope([*zip(every, itertools.chain(*state), strict=True)]) as scope:
+            logs = self._step(data, scope, every)
+        return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
+
+    def _step(self, data, scope=None, every=()):
         images = data[0]
         channels = self.generator.output.shape[-1]
         real = ops.cast(images[..., :channels], "float32") / 127.5 - 1.0
         count = ops.shape(real)[0]
-        logits = {}
 
         def discriminator():
             fake = ops.stop_gradient(self.generator(self.latent(count), training=True))
             # Each kind is a batch of its own, also for batch normalisation.
             seen = self.discriminator(real, training=True)
-            logits["real"], logits["fake"] = seen, self.discriminator(fake, training=True)
-            loss = discriminator_loss(seen, logits["fake"])
-            return loss + self.smoothing * ops.mean(seen)
+            made = self.discriminator(fake, training=True)
+            loss = discriminator_loss(seen, made) + self.smoothing * ops.mean(seen)
+            return loss, (ops.mean(seen > 0), ops.mean(made < 0))
 
         def generator():
             fake = self.generator(self.latent(count), training=True)
-            return generator_loss(self.discriminator(fake, training=True), self.loss_kind)
+            seen = self.discriminator(fake, training=True)
+            return generator_loss(seen, self.loss_kind), ()
 
-        losses = [
-            _minimize(discriminator, self.discriminator, self.discriminator_optimizer),
-            _minimize(generator, self.generator, self.optimizer),
-        ]
-        right = ops.mean(logits["real"] > 0), ops.mean(logits["fake"] < 0)
-        for tracker, value in zip(self.trackers, [*losses, *right], strict=True):
+        networks = (
+            (discriminator, self.discriminator, self.discriminator_optimizer),
+            (generator, self.generator, self.optimizer),
+        )
+        (first, right), (second, _) = (_minimize(*each, scope, every) for each in networks)
+        for tracker, value in zip(self.trackers, (first, second, *right), strict=True):
             tracker.update_state(value)
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
@@ -108,23 +130,47 @@ class Adversarial(keras.Model):
         return self.judge() if self.judge else {}
 
 
-def _minimize(loss, network: keras.Model, optimizer):
-    """Take a step of one network alone down a loss, a function without arguments; return it."""
+def _minimize(loss, network: keras.Model, optimizer, scope=None, every=()):
+    """Take a step of one network alone down a loss; return what the loss returns.
+
+    Args:
+        loss: a function without arguments to the loss and what else is to be known.
+        network: it learns.
+        optimizer: its own.
+        scope: under JAX, where all variables of `every` have their values.
+        every: see above.
+    """
     variables = network.trainable_variables
-    if keras.backend.backend() == "torch":
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        def pure(values):
+            current = [(v, scope.get_current_value(v)) for v in every]
+            with keras.StatelessScope([*current, *zip(variables, values, strict=True)]) as inner:
+                value, others = loss()
+            return value, (others, [inner.get_current_value(v) for v in every])
+
+        values = [scope.get_current_value(v) for v in variables]
+        (value, (others, after)), gradients = jax.value_and_grad(pure, has_aux=True)(values)
+        for update in zip(every, after, strict=True):
+            scope.add_update(update)
+        optimizer.apply(gradients, variables)
+    elif backend == "torch":
         import torch
 
-        value = loss()
+        value, others = loss()
         gradients = torch.autograd.grad(value, [v.value for v in variables])
         with torch.no_grad():
             optimizer.apply(gradients, variables)
-        return value.detach()
-    import tensorflow as tf
+        value = value.detach()
+    else:
+        import tensorflow as tf
 
-    with tf.GradientTape() as tape:
-        value = loss()
-    optimizer.apply(tape.gradient(value, variables), variables)
-    return value
+        with tf.GradientTape() as tape:
+            value, others = loss()
+        optimizer.apply(tape.gradient(value, variables), variables)
+    return value, others
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -298,15 +344,12 @@ class Generative(Recipe):
     two grey levels by default."""
 
     task: ClassVar[str] = "generation"
+    mirrored: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str]] = ("val_frechet", "min")
     least_steps: ClassVar[int] = 100
 
     def check(self) -> None:
         super().check()
-        if keras.backend.backend() not in ("tensorflow", "torch"):
-            raise InputError(
-                "Two networks in turns train under TensorFlow and torch: set KERAS_BACKEND to one."
-            )
         for name, least, most in (("latents", 1, math.inf), ("smoothing", 0, 0.5)):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -331,7 +374,7 @@ class Generative(Recipe):
 
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
         batches = data.train.training_batches(
-            batch_size, self.seed, first_epoch, None, drop_remainder
+            batch_size, self.seed, first_epoch, None, drop_remainder, place=self.place
         )
         return batches.map(lambda images, labels: (images,))
 
@@ -368,13 +411,20 @@ class Generative(Recipe):
         return random.uniform(-1, 1, (count, self.latents)).astype("float32")
 
     def callbacks(self, model: Adversarial, data: ImageData, directory: Path) -> list:
-        self._judge = self._make_judge(data, directory)
+        with distribution.alone():
+            self._judge = self._make_judge(data, directory)
         real, labels = data.train.arrays(_COMPARED, self.seed)
         latent, generate = self.noise(len(real), 1), Pictures(self.inference(model))
         count = len(data.classes)
-        model.judge = lambda: self._judge.compare(generate(latent), real, labels, count)[0]
+        model.judge = lambda: self._compared(generate(latent), real, labels, count)
         folder = make_folder(directory / SAMPLES)
         return [Watch(generate, self.noise(_SIDE**2, 2), count, folder)]
+
+    def _compared(self, *arguments) -> dict[str, float]:
+        # Each process has a judge of its own; rounding may tell them apart.
+        with distribution.alone():
+            result, _ = self._judge.compare(*arguments)
+        return json.loads(self.place.agreed(json.dumps(result)))
 
     def _make_judge(self, data: ImageData, directory: Path) -> Judge:
         if len(data.classes) == 1:

@@ -66,7 +66,7 @@ class ImageRecipe(Recipe):
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
         augment = self.make_augmenter(self.augment)
         return data.train.training_batches(
-            batch_size, self.seed, first_epoch, augment, drop_remainder
+            batch_size, self.seed, first_epoch, augment, drop_remainder, place=self.place
         )
 
     def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:

@@ -68,6 +68,7 @@ class Language(TextRecipe):
     clip_norm: float | None = 5.0
 
     task: ClassVar[str] = "language"
+    mirrored: ClassVar[bool] = False
 
     def check(self) -> None:
         super().check()
@@ -75,7 +76,7 @@ class Language(TextRecipe):
             raise InputError(f"--steps {self.steps}: it must be at least 1.")
 
     def training_batches(self, data: TextData, batch_size, first_epoch, drop_remainder):
-        return data.train.batches().repeat()
+        return data.train.batches(batch_size, self.place).repeat()
 
     def make_model(self, data: TextData, normalization: tuple | None) -> keras.Model:
         model = self.call_builder(len(data.vocabulary))

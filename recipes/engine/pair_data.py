@@ -16,6 +16,7 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 from tiffin.export.text import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, split
+from tiffin.recipes.engine.distribution import ALONE, Place
 from tiffin.recipes.engine.text_data import TEST_SHARE, VALIDATION_SHARE, part_files, read_text
 
 if TYPE_CHECKING:
@@ -130,16 +131,20 @@ class PairSplit:
         """Return the number of tokens of each source (0) or target (1), int64 `[n]`."""
         return np.diff(self.ends[side], prepend=0)
 
-    def rows(self, side: int, indices: np.ndarray, start: bool, end: bool) -> np.ndarray:
+    def rows(
+        self, side: int, indices: np.ndarray, start: bool, end: bool, mine: slice = slice(None)
+    ) -> np.ndarray:
         """Return some texts, padded to the longest or beyond, int32 `[n, steps]`.
 
         Args:
             side: 0 for sources, 1 for targets.
             indices: which.
             start, end: whether they begin and end with a mark.
+            mine: those of them to return.
         """
         lengths = self.lengths(side)[indices]
         steps = -(-(lengths.max() + start + end) // self.multiple) * self.multiple
+        indices, lengths = indices[mine], lengths[mine]
         place = np.arange(steps)[None] - start
         lengths, begins = lengths[:, None], (self.ends[side][indices] - lengths)[:, None]
         tokens = self.tokens[side][np.minimum(begins + place.clip(0), len(self.tokens[side]) - 1)]
@@ -150,24 +155,36 @@ class PairSplit:
             tokens[:, 0] = START
         return tokens.astype(np.int32)
 
-    def batch(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return `source` and `target`, which begins with a mark, and what follows each token."""
-        given = {"source": self.rows(0, indices, False, True)}
-        given["target"] = self.rows(1, indices, True, False)
-        return given, self.rows(1, indices, False, True)
+    def batch(
+        self, indices: np.ndarray, place: Place = ALONE
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return `source` and `target`, which begins with a mark, and what follows each token.
+
+        A process of several gets its rows alone, as long as all.
+        """
+        mine = place.rows(len(indices))
+        given = {"source": self.rows(0, indices, False, True, mine)}
+        given["target"] = self.rows(1, indices, True, False, mine)
+        return given, self.rows(1, indices, False, True, mine)
 
     def by_length(self) -> np.ndarray:
         """Return all indices, such that texts of like length stand together."""
         return np.lexsort((self.lengths(0), self.lengths(1)))
 
-    def batches(self, batch_size: int) -> "tf.data.Dataset":
+    def batches(self, batch_size: int, place: Place = ALONE) -> "tf.data.Dataset":
         """Return all pairs once, as `batch` gives them, short ones first."""
-        order = self.by_length()
+        order = self.by_length()[: place.whole(len(self), 0)]
         parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        return self._dataset(lambda: iter(parts), len(parts))
+        return self._dataset(lambda: iter(parts), len(parts), place)
 
     def training_batches(
-        self, batch_size: int, seed: int, first_epoch: int, drop_remainder: bool, pool: int = 50
+        self,
+        batch_size: int,
+        seed: int,
+        first_epoch: int,
+        drop_remainder: bool,
+        pool: int = 50,
+        place: Place = ALONE,
     ) -> "tf.data.Dataset":
         """Return endless batches, each of texts of like length, so that little of it is padding.
 
@@ -180,9 +197,10 @@ class PairSplit:
             first_epoch: to begin with.
             drop_remainder: leave out the pairs of an epoch that fill no batch.
             pool: batches in a pool.
+            place: a process of several gets its rows of each batch alone.
         """
-        place = np.empty(len(self), np.int64)
-        place[self.by_length()] = np.arange(len(self))
+        rank = np.empty(len(self), np.int64)
+        rank[self.by_length()] = np.arange(len(self))
 
         def indices():
             for epoch in itertools.count(first_epoch):
@@ -192,20 +210,20 @@ class PairSplit:
                     order = order[: len(order) // batch_size * batch_size]
                 size = pool * batch_size
                 pools = [order[i : i + size] for i in range(0, len(order), size)]
-                order = np.concatenate([p[np.argsort(place[p])] for p in pools])
+                order = np.concatenate([p[np.argsort(rank[p])] for p in pools])
                 count = -(-len(order) // batch_size)
                 for i in random.permutation(count):
                     yield order[i * batch_size : (i + 1) * batch_size]
 
-        return self._dataset(indices, None)
+        return self._dataset(indices, None, place)
 
-    def _dataset(self, indices, count: int | None) -> "tf.data.Dataset":
+    def _dataset(self, indices, count: int | None, place: Place) -> "tf.data.Dataset":
         import tensorflow as tf
 
         text = tf.TensorSpec((None, None), tf.int32)
         signature = {"source": text, "target": text}, text
         batches = tf.data.Dataset.from_generator(
-            lambda: map(self.batch, indices()), output_signature=signature
+            lambda: (self.batch(i, place) for i in indices()), output_signature=signature
         )
         known = tf.data.INFINITE_CARDINALITY if count is None else count
         batches = batches.apply(tf.data.experimental.assert_cardinality(known))

@@ -12,6 +12,7 @@ import numpy as np
 
 from tiffin.export.errors import InputError
 from tiffin.export.text import UNKNOWN, Vocabulary, split
+from tiffin.recipes.engine.distribution import ALONE, Place
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -112,11 +113,16 @@ class TextSplit:
 
         return cut(self.tokens[:count]), cut(self.tokens[1 : count + 1])
 
-    def batches(self, batch_size: int | None = None) -> "tf.data.Dataset":
-        """Return (tokens, next tokens) `[rows, steps]`, one window after the other, once."""
+    def batches(self, batch_size: int | None = None, place: Place = ALONE) -> "tf.data.Dataset":
+        """Return (tokens, next tokens) `[rows, steps]`, one window after the other, once.
+
+        A process of several has its rows alone.
+        """
         import tensorflow as tf
 
-        return tf.data.Dataset.from_tensor_slices(self.arrays()).prefetch(tf.data.AUTOTUNE)
+        mine = place.rows(self.rows)
+        arrays = tuple(windows[:, mine] for windows in self.arrays())
+        return tf.data.Dataset.from_tensor_slices(arrays).prefetch(tf.data.AUTOTUNE)
 
 
 @dataclasses.dataclass

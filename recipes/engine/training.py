@@ -18,7 +18,7 @@ import tyro
 from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
-from tiffin.recipes.engine import report, weights
+from tiffin.recipes.engine import distribution, report, weights
 from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnInterrupt, StopOnNaN
 from tiffin.recipes.engine.optimizers import (
     OptimizerName,
@@ -28,6 +28,7 @@ from tiffin.recipes.engine.optimizers import (
 )
 from tiffin.recipes.engine.weights import Collection, Source
 
+PLACED = ("devices", "coordinator", "processes", "process")  # what a resumed run may change
 STEPS = 2000  # a default training: enough for a small network on a small data set
 
 
@@ -92,6 +93,16 @@ class Recipe(abc.ABC):
     """Folder of this run; default: runs/<recipe>/<time>."""
     resume: bool = False
     """Go on with the run in --output, or with the newest of this recipe, with its own options."""
+    devices: int | None = None
+    """Devices of this machine to train on, each with its share of every batch; default: one, of
+    several processes all. Under TensorFlow GPUs, under JAX parts of the processor, too."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where those of one training find each other; under JAX. Default for
+    all three: what torchrun, SLURM or a Kubernetes indexed job have set."""
+    processes: int | None = None
+    """How many processes, mostly machines, train together."""
+    process: int | None = None
+    """Which of them this is, from 0. Process 0 alone writes, into a folder that all can read."""
     built_with: Annotated[dict[str, Any], tyro.conf.Fixed, tyro.conf.Suppress] = dataclasses.field(
         default_factory=dict
     )
@@ -101,6 +112,8 @@ class Recipe(abc.ABC):
     monitor: ClassVar[tuple[str, str]]
     momentum: ClassVar[float] = 0.9
     least_steps: ClassVar[int] = 1  # in an epoch, which passes over small data more than once
+    mirrored: ClassVar[bool] = True  # whether Keras computes the loss, as MirroredStrategy needs
+    place: ClassVar[distribution.Place] = distribution.ALONE  # in `run`, where it stands then
 
     @abc.abstractmethod
     def load_data(self) -> Any:
@@ -228,17 +241,12 @@ class Recipe(abc.ABC):
             KeyboardInterrupt: after Ctrl-C, once what was trained is kept.
         """
         self.check()
-        directory, made = self._open()
-        try:
-            data, model = self._prepare(directory)
-        except BaseException:
-            # A run that never began leaves nothing, neither its folder nor those made above it.
-            with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()
-            raise
-        command = self._remember(directory)
-        interrupted, minutes = self._fit(model, data, directory)
+        asked = distribution.Request(*(getattr(self, name) for name in PLACED))
+        with distribution.join(asked) as self.place:
+            directory, data, command, interrupted, minutes = self._train()
+        if not self.place.leads:
+            print(f"Process {self.place.index} has trained; process 0 evaluates and writes.")
+            return {}
         if not (directory / BEST).exists():
             print("Stopped by Ctrl-C before the first epoch ended: there is nothing to keep yet.")
             raise KeyboardInterrupt
@@ -255,33 +263,70 @@ class Recipe(abc.ABC):
         print(f"All of it is in {directory} ({report.REPORT} is the summary).")
         return metrics
 
+    def _train(self) -> tuple[Path, Any, str, bool, float]:
+        """Return where, on what and by which command it was trained, and what `_fit` says."""
+        self.place.check_batch(self.batch_size)
+        if self.place.strategy and not self.mirrored:
+            raise InputError(
+                f"{self.model} trains on several devices under JAX: set KERAS_BACKEND=jax."
+            )
+        if self.place.devices > 1 and self.optimizer == "gradient_descent":
+            raise InputError("--optimizer gradient_descent is for one device: its batches differ.")
+        directory, made = self._open()
+        try:
+            data, model = self._prepare(directory)
+        except BaseException:
+            # A run that never began leaves nothing, neither its folder nor those made above it.
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+            raise
+        command = self._remember(directory)
+        interrupted, minutes = self._fit(model, data, directory)
+        if interrupted and self.place.count > 1:
+            print(f"Go on, with any number of processes: {self._resume_command(self.output)}")
+            raise KeyboardInterrupt
+        return directory, data, command, interrupted, minutes
+
     def _prepare(self, directory: Path) -> tuple[Any, keras.Model]:
         """Return the data and the model, ready to train and, as far as can be told, to export."""
         keras.utils.set_random_seed(self.seed)
         policies = {"no": "float32", "float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
         keras.config.set_dtype_policy(policies[self.mixed_precision])
         # Before the data, which may take long: a wrong name is told at once.
-        origin = directory / BEST if self.resume else self.weights
+        origin = self.output / BEST if self.resume else self.weights
         source = weights.read(origin, *self.published()) if origin else None
         data = self.load_data()
         print(f"Data: {data.summary()}")
+        self.place.require_same("data", data.summary())
         if source and not self.resume:
             print("".join(f"{said}\n" for said in weights.adopt(self, source)), end="")
-        model = self.make_model(data, source.normalization if source else None)
+        with self.place.scope():
+            model = self.make_model(data, source.normalization if source else None)
         if self.weights and not self.resume:
             print("\n".join(self.load(model, source)))
         if self.freeze:
             weights.freeze(self.body(model), self.freeze)
         trained = sum(math.prod(v.shape) for v in model.trainable_variables)
         print(f"Model: {model.name}, {model.count_params():,} parameters, {trained:,} to train")
-        if self.export:
-            self.dry_export(self.inference(model), data)
+        if self.export and self.place.leads:
+            with distribution.alone():
+                self.dry_export(self.inference(model), data)
             print(f"Dry export: {' and '.join(self.formats)} work")
+        self.place.wait()
         return data, model
 
     def _open(self) -> tuple[Path, list[Path]]:
         """Return the run's folder, proven writable, and which folders had to be made for it."""
         runs = Path("runs") / self.family()
+        if not self.place.leads:
+            self.output = Path(self.place.agreed(""))
+            if self.resume and not (self.output / LAST).exists():
+                raise InputError(
+                    f"Process {self.place.index} does not see {self.output / LAST}: to resume, all "
+                    "processes need the run's folder, on a disk that they share."
+                )
+            return self.place.folder, []
         if self.resume:
             directory = self.output or newest(runs)
             if directory is None or not (directory / LAST).exists():
@@ -299,6 +344,7 @@ class Recipe(abc.ABC):
         made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
         make_folder(directory)
         self.output = directory
+        self.place.agreed(str(directory.resolve()))
         print(f"Run: {directory}")
         return directory, made
 
@@ -330,16 +376,19 @@ class Recipe(abc.ABC):
     def _fit(self, model: keras.Model, data: Any, directory: Path) -> tuple[bool, float]:
         """Train; return (whether Ctrl-C ended it, minutes of training over all sessions)."""
         whole = self.optimizer == "gradient_descent"
-        batch = min(self.batch_size, len(data.train))
+        batch = self.place.whole(min(self.batch_size, len(data.train)))
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
         passes = math.ceil(self.least_steps / steps)
         steps *= passes
         epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
-        self.compile(model, steps, epochs)
-        kept = {BEST: self.inference(model), **self.companions(model)}
-        checkpoint = Checkpoint(directory, kept, *self.monitor, self.early_stopping)
+        with self.place.scope():
+            self.compile(model, steps, epochs)
+            kept = {BEST: self.inference(model), **self.companions(model)}
+        checkpoint = Checkpoint(
+            directory, kept if self.place.leads else None, *self.monitor, self.early_stopping
+        )
         checkpoint.set_model(model)
-        first = checkpoint.restore() if self.resume else 0
+        first = checkpoint.restore(self.output / LAST) if self.resume else 0
         if first:
             print(f"Resuming after epoch {first} of {epochs}")
         callbacks = [
@@ -352,6 +401,7 @@ class Recipe(abc.ABC):
         ]
         batches = self.training_batches(data, batch, first * passes, drop_remainder=not whole)
         self.introduce(batches, data, directory)
+        validation = data.validation.batches(self._validation_batch(data, batch), self.place)
         if first < epochs and not checkpoint.exhausted():
             with contextlib.suppress(KeyboardInterrupt), interrupt.listening():
                 model.fit(
@@ -360,8 +410,8 @@ class Recipe(abc.ABC):
                     initial_epoch=first,
                     steps_per_epoch=steps,
                     shuffle=False,
-                    verbose="auto" if sys.stdout.isatty() else 2,
-                    validation_data=data.validation.batches(max(batch, 64)),
+                    verbose=0 if not self.place.leads else "auto" if sys.stdout.isatty() else 2,
+                    validation_data=validation,
                     callbacks=callbacks,
                 )
             if interrupt.asked:
@@ -370,12 +420,23 @@ class Recipe(abc.ABC):
             report.curves(checkpoint.rows, directory / "curves.png")
         return interrupt.asked, sum(row["seconds"] for row in checkpoint.rows) / 60
 
+    def _validation_batch(self, data: Any, batch: int) -> int:
+        """Return how many examples a step of the validation takes; say which it leaves out."""
+        devices = self.place.devices
+        left = len(data.validation) - self.place.whole(len(data.validation), devices)
+        if left:
+            print(
+                f"Validation leaves out {left} of {len(data.validation)} examples, as {devices} "
+                "devices take equal shares; so does an epoch the last that fill no batch."
+            )
+        return math.ceil(max(batch, 64) / devices) * devices
+
     def _remember(self, directory: Path) -> str:
         """Write the configuration; return the command that the run was started with."""
-        path, command = directory / "config.json", command_line()
+        name, command = "config.json", command_line()
         if self.resume:
-            command = json.loads(path.read_text()).get("command", command)
-        write_json(path, to_json(self) | {"command": command})
+            command = json.loads((self.output / name).read_text()).get("command", command)
+        write_json(directory / name, to_json(self) | {"command": command})
         return command
 
     def _summarise(
@@ -453,7 +514,7 @@ def command_line() -> str:
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """Return a configuration's fields as JSON values."""
     fields = dataclasses.asdict(recipe)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items() if k not in PLACED}
 
 
 def from_json(kind: type[Recipe], path: Path) -> Recipe:

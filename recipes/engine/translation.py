@@ -99,7 +99,9 @@ class TranslationRecipe(TextRecipe):
         return load_pairs(*files, self.tokens, self.vocabulary, self.length, self.seed, multiple)
 
     def training_batches(self, data: PairData, batch_size, first_epoch, drop_remainder):
-        return data.train.training_batches(batch_size, self.seed, first_epoch, drop_remainder)
+        return data.train.training_batches(
+            batch_size, self.seed, first_epoch, drop_remainder, place=self.place
+        )
 
     def make_model(self, data: PairData, normalization: tuple | None) -> keras.Model:
         given = {"sources": len(data.source), "mixed": self.truth() != (1.0, 1.0)}

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tiffin.recipes.engine.augmentation import AUGMENTATIONS, augmenter
+from tiffin.recipes.engine.augmentation import AUGMENTATIONS, Chance, augmenter
 from tiffin.recipes.engine.study import DataStudy, Outcome, main, prepare
 
 CLAIM = "Augmentation helps where it keeps the class, and hurts where it does not"
@@ -64,7 +64,7 @@ class Config(DataStudy):
             # Flips for sure, in the gallery.
             surely = augmenter([f"{n}:1" if n.endswith("flip") else n for n in given])
             shown = x[:4].astype("float32")
-            gallery[name] = np.asarray(surely(shown, np.array([seed, 0])) if surely else shown)
+            gallery[name] = np.asarray(surely(shown, Chance([seed, 0])) if surely else shown)
         return table, gallery
 
     inches = (14, 6)

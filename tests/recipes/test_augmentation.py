@@ -7,9 +7,9 @@ from scipy import ndimage
 
 from tiffin.export.errors import InputError
 from tiffin.recipes.engine import augmentation
-from tiffin.recipes.engine.augmentation import AUGMENTATIONS, augmenter
+from tiffin.recipes.engine.augmentation import AUGMENTATIONS, Chance, augmenter
 
-SEED = tf.constant([3, 5])
+SEED = Chance(tf.constant([3, 5]))
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_moves_in_a_row_are_one_interpolation(images):
     once = augmenter(names)(images, SEED).numpy()
     each = images
     for place, name in enumerate(names):
-        key = tf.random.experimental.stateless_fold_in(SEED, place)
+        key = SEED.fold_in(place)
         kind, strength = augmentation.parse([name])[0]
         each = augmentation._moved(each, [augmentation._MOVES[kind](each, key, strength)])
     # The same picture but for the blur of three further interpolations, and the border.
@@ -119,3 +119,13 @@ def test_order_is_kept_and_mistakes_are_named(images):
     for wrong in ("noise:loud", "noise:-1", "scale:nan", "center_crop:0"):
         with pytest.raises(InputError, match="is no strength"):
             augmenter([wrong])
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_rows_of_a_batch_are_changed_as_in_the_whole(images, name):
+    many = np.repeat(images, 3, 0)
+    function = augmenter([name])
+    whole = function(many, SEED).numpy()
+    for first, last in ((0, 4), (4, len(many))):
+        part = function(many[first:last], Chance(SEED.seed, first, len(many))).numpy()
+        np.testing.assert_array_equal(part, whole[first:last])

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tiffin.export.errors import InputError
 from tiffin.recipes.engine import box_augmentation
+from tiffin.recipes.engine.augmentation import Chance
 from tiffin.recipes.engine.box_augmentation import AUGMENTATIONS, augmenter
 
 SIZE, MOST = 96, 3
@@ -31,7 +32,7 @@ def batch():
 
 @pytest.mark.parametrize("names", [[name] for name in MOVES] + [MOVES[1:], MOVES[:3]], ids=str)
 def test_boxes_stay_at_their_pixels(batch, names):
-    images, targets = augmenter(names)(*batch, tf.constant([4, 5]))
+    images, targets = augmenter(names)(*batch, Chance(tf.constant([4, 5])))
     images, boxes, classes = map(np.asarray, (images, targets["boxes"], targets["classes"]))
     assert images.shape == batch[0].shape and len(targets["index"]) == 24
     seen = checked = 0
@@ -58,7 +59,7 @@ def test_proposals_move_as_objects_do(batch, names):
     images, targets = batch
     around = np.where(targets["classes"][..., None] >= 0, targets["boxes"], 0)
     targets["proposals"] = np.concatenate([around, np.zeros_like(around[:, :1])], axis=1)
-    key = tf.constant([4, 5])
+    key = Chance(tf.constant([4, 5]))
     _, moved = augmenter(names)(images, targets, key)
     del targets["proposals"]
     _, alone = augmenter(names)(images, targets, key)
@@ -83,7 +84,7 @@ def test_objects_whose_centre_leaves_are_dropped_and_others_cut():
 
 
 def test_iou_crops_keep_an_object_of_each_picture(batch):
-    images, targets = augmenter(["iou_crop:1"])(*batch, tf.constant([0, 1]))
+    images, targets = augmenter(["iou_crop:1"])(*batch, Chance(tf.constant([0, 1])))
     before, after = batch[1]["classes"] >= 0, targets["classes"].numpy() >= 0
     # A crop is taken for what it holds; where any crop will do, nothing need be left.
     assert after.any(1)[before.any(1)].mean() > 0.8
@@ -93,7 +94,7 @@ def test_iou_crops_keep_an_object_of_each_picture(batch):
 
 def test_same_seed_same_batch_and_mistakes_are_named(batch):
     function = augmenter([*MOVES, "color_jitter", "noise"])
-    once, again = (function(*batch, tf.constant([7, 8])) for _ in range(2))
+    once, again = (function(*batch, Chance(tf.constant([7, 8]))) for _ in range(2))
     np.testing.assert_array_equal(once[0], again[0])
     np.testing.assert_array_equal(once[1]["boxes"], again[1]["boxes"])
     assert augmenter([]) is None

@@ -1,0 +1,95 @@
+"""Training throughput of one process beside two, each on a core of its own, input pipeline on.
+
+    python benchmarks/several_processes.py [--models resnet20 ...] [--batch 64] [--rounds 2]
+
+Whole trainings by `tiffin train` under JAX, on random pictures in files with rotation and noise:
+decoding, augmentation, steps, metrics, the exchange between the processes. A figure is that of all
+epochs but the first, which compiles; the global batch is the same. One process and two take turns,
+so that whatever else the machine does meets both alike.
+"""
+
+import argparse
+import csv
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tiffin.export.documents import table
+
+RUN = "from tiffin.recipes.engine.cli import main; main()"
+
+
+def pictures(folder: Path, count: int, size: int) -> None:
+    """Write random pictures of two classes, of which about two thirds are trained on."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        for i in range(count // 2):
+            pixels = random.integers(0, 256, (size, size, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+
+
+def throughput(words: list[str], output: Path, processes: int, images: int) -> float:
+    """Return images a second of the epochs after the first."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    env = os.environ | {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    running = []
+    for i in range(processes):
+        where = ["--coordinator", address, "--processes", str(processes), "--process", str(i)]
+        command = [sys.executable, "-c", RUN, *words, "--output", str(output)]
+        command += where if processes > 1 else []
+        # A core each: set before the libraries count them.
+        core = sorted(os.sched_getaffinity(0))[i]
+        pinned = ["taskset", "-c", str(core), *command]
+        running.append(subprocess.Popen(pinned, env=env, stdout=subprocess.DEVNULL))
+    if any([process.wait() for process in running]):
+        raise SystemExit("A training has failed: its message stands above.")
+    with open(output / "history.csv") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)][1:]
+    return images / float(np.median(seconds))
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["resnet20", "mobilenet_v2"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as top:
+        top = Path(top)
+        images = given.batch * given.steps
+        # A tenth validates, a fifth tests, and some room for rounding.
+        pictures(top / "pictures", round(images / 0.7) + 8, 32)
+        for model in given.models:
+            words = ["train", model, "--data", str(top / "pictures"), "--image-size", "32"]
+            words += ["--batch-size", str(given.batch), "--epochs", "4", "--learning-rate", "0.01"]
+            words += ["--augment", "rotation", "noise"]
+            found = {1: [], 2: []}
+            for turn in range(given.rounds):
+                for processes, rates in found.items():
+                    output = top / f"{model}_{processes}_{turn}"
+                    rates.append(throughput(words, output, processes, images))
+            one, two = (float(np.median(rates)) for rates in found.values())
+            ratio = float(np.median(np.divide(found[2], found[1])))
+            rows.append([model, f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}", f"{ratio / 2:.0%}"])
+    print(
+        f"Images a second at 32x32, global batch {given.batch}, each process on one core of the "
+        "same machine; whole epochs, validation and checkpoints included.\n"
+    )
+    print(table(["model", "1 process", "2 processes", "ratio", "efficiency"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,422 @@
+"""Training on several devices and machines: what each process reads, and how they end together.
+
+Keras' `DataParallel` under JAX does the work: every process runs the same step over all devices,
+and an array of the global batch lies on them in shares, in the order of the processes. Sums over
+the batch are therefore those of the global batch: of losses, metrics, batch normalisation, centres.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+
+from tiffin.export.errors import InputError
+
+_HEARTBEAT, _VERDICT = 30, 20  # seconds after which a silent process counts as dead
+_START = 300  # seconds in which all processes have to be there
+_LONG = 24 * 3600 * 1000  # milliseconds
+_ENDED = "tiffin/ended/"
+_RESUME = "What the last whole epoch left is kept: add --resume to the command, with as many "
+_RESUME += "processes as you like."
+
+
+@dataclasses.dataclass
+class Place:
+    """Where a process stands in a training.
+
+    Attributes:
+        index, count: of this process, and how many there are.
+        devices: of all processes together.
+        folder: where a process that does not lead writes what nobody keeps.
+        strategy: TensorFlow's, where that backend has several devices.
+    """
+
+    index: int = 0
+    count: int = 1
+    devices: int = 1
+    folder: Path | None = None
+    strategy: object = None
+    turns: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.index == 0
+
+    def rows(self, batch: int) -> slice:
+        """Return which rows of a global batch this process reads."""
+        size = batch // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+    def whole(self, number: int, least: int = 1) -> int:
+        """Return the largest number up to `number` that divides among the devices.
+
+        Raises:
+            InputError: it would be below `least`.
+        """
+        even = number // self.devices * self.devices
+        if even < least:
+            raise InputError(
+                f"{number} examples do not divide among {self.devices} devices: take fewer, or "
+                "more data."
+            )
+        return even
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse a batch that the devices cannot share evenly."""
+        if batch_size % self.devices:
+            below = batch_size // self.devices * self.devices
+            near = [str(n) for n in (below, below + self.devices) if n]
+            raise InputError(
+                f"--batch-size {batch_size} does not divide among {self.devices} devices: take "
+                f"{' or '.join(near)}."
+            )
+
+    def scope(self):
+        """Return a context in which networks are made and compiled."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+    def _key(self) -> str:
+        """Return a name that all processes give to the same call, as they make the same ones."""
+        return f"tiffin/turn/{next(self.turns)}"
+
+    def agreed(self, text: str) -> str:
+        """Return what the leading process says, in all of them.
+
+        Args:
+            text: of the leading process; that of the others does not matter.
+        """
+        if self.count == 1:
+            return text
+        key = self._key()
+        if self.leads:
+            _client().key_value_set(key, text)
+            return text
+        return _client().blocking_key_value_get(key, _LONG)
+
+    def require_same(self, name: str, text: str) -> None:
+        """Refuse to go on where this process says something else than the leading one.
+
+        Raises:
+            InputError: it does.
+        """
+        leading = self.agreed(text)
+        if leading != text:
+            raise InputError(
+                f"Process {self.index} on {socket.gethostname()} has another {name} than process "
+                f"0: '{text}', and there '{leading}'. All take the same command and the same files."
+            )
+
+    def wait(self) -> None:
+        """Wait until all processes are here, however long the leading one takes."""
+        if self.count > 1:
+            _client().wait_at_barrier(self._key(), _LONG)
+
+
+ALONE = Place()
+_joined: list[Place] = []
+
+
+def several() -> bool:
+    """Whether this process is one of several that train together."""
+    return any(place.count > 1 for place in _joined)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line; None: the environment's."""
+
+    devices: int | None = None
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    def completed(self) -> "Request":
+        """Return the request with what torchrun's, SLURM's and Kubernetes' variables add to it.
+
+        Raises:
+            InputError: numbers out of range, or some of those that belong together are missing.
+        """
+        env = os.environ
+        found = {}
+        if env.get("SLURM_STEP_NODELIST") and int(env.get("SLURM_NTASKS", "1")) > 1:
+            found = {"processes": env["SLURM_NTASKS"], "process": env.get("SLURM_PROCID")}
+            found["coordinator"] = _slurm_address()
+        elif {"MASTER_ADDR", "WORLD_SIZE", "RANK"} <= env.keys() and int(env["WORLD_SIZE"]) > 1:
+            found = {"processes": env["WORLD_SIZE"], "process": env["RANK"]}
+            found["coordinator"] = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT', '29500')}"
+        if found.get("process") is None:
+            found["process"] = env.get("JOB_COMPLETION_INDEX")
+        for name, value in found.items():
+            own = getattr(self, name)
+            if own is None and value is not None:
+                own = value if name == "coordinator" else int(value)
+            found[name] = own
+        request = dataclasses.replace(self, **found)
+        if request.coordinator is None and request.processes in (None, 1):
+            if self.process not in (None, 0):
+                raise InputError("--process goes with --coordinator HOST:PORT and --processes N.")
+            return dataclasses.replace(request, processes=1, process=0)
+        for name in ("coordinator", "processes", "process"):
+            if getattr(request, name) is None:
+                raise InputError(
+                    f"--{name} is missing: a training of several processes takes --coordinator "
+                    "HOST:PORT (of process 0), --processes N and --process I, from 0."
+                )
+        if not 0 <= request.process < request.processes:
+            raise InputError(
+                f"--process {request.process}: with --processes {request.processes} it is from 0 "
+                f"to {request.processes - 1}."
+            )
+        host, _, port = request.coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InputError(
+                f"--coordinator {request.coordinator}: write HOST:PORT, such as 10.0.0.1:8476."
+            )
+        return request
+
+
+def _slurm_address() -> str:
+    """Return the first host of a SLURM step, and a port that its job alone has, as JAX does."""
+    first, _, rest = os.environ["SLURM_STEP_NODELIST"].partition("[")
+    host = first.partition(",")[0]
+    if rest and "," not in first:
+        host += rest.replace("-", ",").replace("]", ",").partition(",")[0]
+    return f"{host}:{int(os.environ['SLURM_JOB_ID']) % 4096 + 61440}"
+
+
+def _own_device() -> list[int] | None:
+    """Return the accelerator that is for this process, where several share a machine."""
+    env = os.environ
+    here = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    number = env.get("LOCAL_RANK", env.get("SLURM_LOCALID"))
+    several = int(re.match(r"\d+", here)[0]) > 1
+    return [int(number)] if several and number is not None else None
+
+
+@contextlib.contextmanager
+def join(request: Request) -> Iterator[Place]:
+    """Take part in a training, for the time of a block.
+
+    Yields:
+        Where this process stands.
+
+    Raises:
+        InputError: what was asked for is not there, or another process has ended.
+    """
+    if _joined:  # a training inside one of several processes: each has its own
+        yield ALONE
+        return
+    asked = request.completed()
+    if asked.devices is not None and asked.devices < 1:
+        raise InputError(f"--devices {asked.devices}: it must be at least 1.")
+    backend = keras.backend.backend()
+    several = asked.processes > 1
+    if not several and asked.devices in (None, 1):
+        yield ALONE
+    elif backend == "jax":
+        yield from _with_jax(asked)
+    elif several or backend != "tensorflow":
+        raise InputError(
+            f"{'Several processes' if several else 'Several devices'} train under JAX, not under "
+            f"{backend}: set KERAS_BACKEND=jax."
+        )
+    else:
+        yield _mirrored(asked.devices)
+
+
+def _mirrored(devices: int) -> Place:
+    import tensorflow as tf
+
+    found = tf.config.list_logical_devices("GPU")
+    if len(found) < devices:
+        raise InputError(
+            f"--devices {devices}: TensorFlow spreads a training over GPUs, and finds {len(found)} "
+            "here. Under JAX it may be processors, too: set KERAS_BACKEND=jax."
+        )
+    strategy = tf.distribute.MirroredStrategy([device.name for device in found[:devices]])
+    return Place(devices=devices, strategy=strategy)
+
+
+def _with_jax(asked: Request) -> Iterator[Place]:
+    import jax
+
+    if asked.devices and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        # Of use where there is no accelerator: so many parts of the processor.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", asked.devices)
+    if asked.processes > 1:
+        _connect(asked)
+    local = jax.local_devices()
+    count = asked.devices or len(local)
+    if count > len(local):
+        raise InputError(
+            f"--devices {count}: JAX finds {len(local)} {local[0].platform} here; ask for fewer."
+        )
+    chosen = [
+        f"{device.platform}:{device.id}"
+        for index in range(asked.processes)
+        for device in jax.local_devices(process_index=index)[:count]
+    ]
+    if len(chosen) != count * asked.processes:
+        raise InputError(f"Not every process has {count} devices: say with --devices how many.")
+    place = Place(asked.process, asked.processes, len(chosen))
+    distribution = keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
+    with contextlib.ExitStack() as stack:
+        if not place.leads:
+            place.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        keras.distribution.set_distribution(distribution)
+        _joined.append(place)
+        print(
+            f"Process {place.index} of {place.count}, {count} of {place.devices} devices"
+            if place.count > 1
+            else f"{place.devices} devices"
+        )
+        try:
+            yield place
+            place.wait()
+        except BaseException as error:
+            if place.count > 1:
+                _end(place, error)
+            raise
+        finally:
+            keras.distribution.set_distribution(None)
+            _joined.clear()
+        if place.count > 1:
+            jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Make and run networks on one device of this process, inside a training of several."""
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+def _client():
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _connect(asked: Request) -> None:
+    import jax
+
+    # Of processors; accelerators bring their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            asked.coordinator,
+            asked.processes,
+            asked.process,
+            _own_device(),
+            cluster_detection_method="deactivate",
+            initialization_timeout=_START,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_HEARTBEAT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Process {asked.process} of {asked.processes} did not get together with the others at "
+            f"{asked.coordinator} ({str(error).splitlines()[0]}): start all of them within "
+            f"{_START // 60} minutes, with the address of process 0, and a port that is free there "
+            "and open to the others."
+        ) from error
+    _client().key_value_set(f"tiffin/host/{asked.process}", socket.gethostname())
+    leader = asked.process == 0
+    # A process that JAX finds alone is ended by its runtime, in C++, with nothing raised here.
+    _on_abort(
+        "A process of this training has died: the lines above name it. "
+        if leader
+        else f"Process 0 on {asked.coordinator.rpartition(':')[0]} has died. "
+    )
+    threading.Thread(target=_watch, args=(asked,), daemon=True).start()
+
+
+def _on_abort(message: str) -> None:
+    import ctypes
+
+    text = f"\nerror: {message}{_RESUME}\n".encode()
+
+    def end(number: int) -> None:
+        os.write(2, text)
+        os._exit(1)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    _kept.append(handler)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+
+
+_kept: list[Callable] = []  # what C calls must not be collected
+
+
+def _watch(asked: Request) -> None:
+    """End this process when another one has said that it ends."""
+    while client := _client():
+        time.sleep(1)
+        try:
+            said = client.key_value_dir_get(_ENDED)
+        except Exception:
+            return
+        for name, why in said:
+            index = int(name.rpartition("/")[2])
+            if index != asked.process and not _leaving.is_set():
+                os.write(2, f"\nerror: {_named(index)} has ended: {why} {_RESUME}\n".encode())
+                os._exit(1)
+
+
+_leaving = threading.Event()
+
+
+def _named(index: int) -> str:
+    with contextlib.suppress(Exception):
+        return f"Process {index} on {_client().key_value_try_get(f'tiffin/host/{index}')}"
+    return f"Process {index}"
+
+
+def _end(place: Place, error: BaseException) -> None:
+    """Let the others end, too, when this process ends early; say so if another one did first.
+
+    Raises:
+        InputError: another process has died.
+    """
+    _leaving.set()
+    if isinstance(error, InputError | KeyboardInterrupt):
+        why = str(error) or "it was interrupted."
+        with contextlib.suppress(Exception):
+            _client().key_value_set(f"{_ENDED}{place.index}", why)
+        time.sleep(3)  # for the others to read it
+        return
+    missing = _missing(place)
+    if missing:
+        raise InputError(f"{' and '.join(map(_named, missing))} has died. {_RESUME}") from error
+    with contextlib.suppress(Exception):
+        _client().key_value_set(f"{_ENDED}{place.index}", f"{type(error).__name__}: {error}")
+    time.sleep(3)
+
+
+def _missing(place: Place) -> list[int]:
+    """Return the processes that do not answer."""
+    try:
+        _client().wait_at_barrier("tiffin/verdict", _VERDICT * 1000)
+    except Exception as error:
+        text = str(error)
+        named = {int(n) for n in re.findall(r"task:(\d+)", text)}
+        return [*named] or [i for i in range(place.count) if i != place.index]
+    return []
