@@ -101,8 +101,15 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{path} does not belong to this model ({str(error).splitlines()[0]}): resume with "
                 "the options that the run was started with (config.json has them)."
             ) from error
+        # What runs of an earlier version left has none.
+        for variable, seed in zip(self._seeds(), state.get("seeds", ()), strict=False):
+            variable.assign(np.array(seed, variable.dtype))
         self.rows = state["history"]
         return len(self.rows)
+
+    def _seeds(self) -> list[keras.Variable]:
+        """Return where dropout and the like stand in their random numbers: no weights to Keras."""
+        return [v for v in self.model.variables if v.path.endswith("seed_generator_state")]
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
@@ -135,12 +142,13 @@ class Checkpoint(keras.callbacks.Callback):
 
         variables = [*self.model.variables, *self.model.optimizer.variables]
         size = sum(math.prod(v.shape) * 4 for v in variables)
+        seeds = [keras.ops.convert_to_numpy(v).tolist() for v in self._seeds()]
         require_space(self.directory, size + size // 10 + 100_000)
         with replacing(self.directory / LAST) as temporary, alone():
             self.model.save_weights(temporary)
             # One file, one rename: weights and their epoch can never disagree after a crash.
             with h5py.File(temporary, "a") as file:
-                file.attrs["tiffin"] = json.dumps({"history": self.rows})
+                file.attrs["tiffin"] = json.dumps({"history": self.rows, "seeds": seeds})
 
     def _save_history(self) -> None:
         text = io.StringIO()

@@ -5,6 +5,7 @@ and an array of the global batch lies on them in shares, in the order of the pro
 the batch are therefore those of the global batch: of losses, metrics, batch normalisation, centres.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import itertools
@@ -12,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -23,11 +25,11 @@ import keras
 from tiffin.export.errors import InputError
 
 _HEARTBEAT, _VERDICT = 30, 20  # seconds after which a silent process counts as dead
+_FAREWELL = 3  # seconds in which the others read why
 _START = 300  # seconds in which all processes have to be there
 _LONG = 24 * 3600 * 1000  # milliseconds
 _ENDED = "tiffin/ended/"
-_RESUME = "What the last whole epoch left is kept: add --resume to the command, with as many "
-_RESUME += "processes as you like."
+_RESUME = "What whole epochs left is kept: go on with --resume, and as many processes as you like."
 
 
 @dataclasses.dataclass
@@ -113,8 +115,8 @@ class Place:
         leading = self.agreed(text)
         if leading != text:
             raise InputError(
-                f"Process {self.index} on {socket.gethostname()} has another {name} than process "
-                f"0: '{text}', and there '{leading}'. All take the same command and the same files."
+                f"The {name} is not that of process 0: here '{text}', there '{leading}'. All "
+                "processes take the same command and see the same files."
             )
 
     def wait(self) -> None:
@@ -342,17 +344,18 @@ def _connect(asked: Request) -> None:
     leader = asked.process == 0
     # A process that JAX finds alone is ended by its runtime, in C++, with nothing raised here.
     _on_abort(
-        "A process of this training has died: the lines above name it. "
+        "A process of this training has died: the lines above name it. " + _RESUME
         if leader
-        else f"Process 0 on {asked.coordinator.rpartition(':')[0]} has died. "
+        else f"Process 0 on {asked.coordinator.rpartition(':')[0]} has died. {_RESUME}"
     )
     threading.Thread(target=_watch, args=(asked,), daemon=True).start()
 
 
 def _on_abort(message: str) -> None:
+    """Say what has happened, when C++ ends this process."""
     import ctypes
 
-    text = f"\nerror: {message}{_RESUME}\n".encode()
+    text = f"\nerror: {message}\n".encode()
 
     def end(number: int) -> None:
         os.write(2, text)
@@ -377,7 +380,9 @@ def _watch(asked: Request) -> None:
         for name, why in said:
             index = int(name.rpartition("/")[2])
             if index != asked.process and not _leaving.is_set():
+                _leaving.set()
                 os.write(2, f"\nerror: {_named(index)} has ended: {why} {_RESUME}\n".encode())
+                time.sleep(_FAREWELL + 1)  # first goes who has ended first
                 os._exit(1)
 
 
@@ -396,19 +401,31 @@ def _end(place: Place, error: BaseException) -> None:
     Raises:
         InputError: another process has died.
     """
+    if _leaving.is_set():
+        time.sleep(2 * _FAREWELL)  # the thread that watches ends this process
     _leaving.set()
-    if isinstance(error, InputError | KeyboardInterrupt):
-        why = str(error) or "it was interrupted."
-        with contextlib.suppress(Exception):
-            _client().key_value_set(f"{_ENDED}{place.index}", why)
-        time.sleep(3)  # for the others to read it
-        return
-    missing = _missing(place)
-    if missing:
+    told = isinstance(error, InputError | KeyboardInterrupt)
+    if not told and (missing := _missing(place)):
+        _leave(2)
         raise InputError(f"{' and '.join(map(_named, missing))} has died. {_RESUME}") from error
+    why = str(error) if told else f"{type(error).__name__}: {error}"
+    why = why or "It was interrupted."
+    _on_abort(why)  # as the others may be faster to end
     with contextlib.suppress(Exception):
-        _client().key_value_set(f"{_ENDED}{place.index}", f"{type(error).__name__}: {error}")
-    time.sleep(3)
+        _client().key_value_set(f"{_ENDED}{place.index}", why)
+    time.sleep(_FAREWELL)  # for the others to read it
+    _leave(2 if isinstance(error, InputError) else 130 if told else 1)
+
+
+def _leave(status: int) -> None:
+    """Let Python end without JAX' own farewell, which would wait for those who are gone."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    atexit.register(end)
 
 
 def _missing(place: Place) -> list[int]:

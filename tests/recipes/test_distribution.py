@@ -45,16 +45,16 @@ def start(folder: Path, *words, devices: int = 1) -> subprocess.Popen:
     return process
 
 
-def several(folder: Path, count: int, *words, die: dict[int, int] | None = None) -> list:
-    """Start so many processes of one training; `die`: by process, the epoch in which it dies."""
+def several(folders: list[Path], *words, die: dict[int, int] | None = None) -> list:
+    """Start a process of one training in each folder; `die`: by process, the epoch to die in."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
-    where = ["--coordinator", address, "--processes", count, "--process"]
+    where = ["--coordinator", address, "--processes", len(folders), "--process"]
     die = die or {}
     return [
         start(folder, *words, *where, i, *(["--die", die[i]] if i in die else []))
-        for i in range(count)
+        for i, folder in enumerate(folders)
     ]
 
 
@@ -83,7 +83,7 @@ def trained(tmp_path_factory):
         for processes in (
             [start(folders["one"], *kinds)],
             [start(folders["devices"], *kinds, "--devices", 4, devices=4)],
-            several(folders["processes"], 2, *kinds),
+            several([folders["processes"]] * 2, *kinds),
         ):
             for status, said in [ended(process) for process in processes]:
                 assert status == 0, said
@@ -123,7 +123,7 @@ def test_translators_and_generators_train_in_several_places_too(trained):
 def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(victim, again, tmp_path):
     split_training.texts(tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    processes = several(broken, 2, "char_rnn", die={victim: 2})
+    processes = several([broken] * 2, "char_rnn", die={victim: 2})
     status, _ = ended(processes[victim])
     begun = time.monotonic()
     status, said = ended(processes[1 - victim], 60)
@@ -135,7 +135,7 @@ def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(victim, agai
     if again == 1:
         runs = [start(broken, "char_rnn", "--resume")]
     else:
-        runs = several(broken, again, "char_rnn", "--resume")
+        runs = several([broken] * again, "char_rnn", "--resume")
     for status, said in [ended(process) for process in [*runs, start(whole, "char_rnn")]]:
         assert status == 0, said
     expected, found = kept(whole, "char_rnn"), kept(broken, "char_rnn")
@@ -148,14 +148,11 @@ def test_a_mistake_of_one_process_is_told_by_all(tmp_path):
     split_training.texts(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "source.txt").write_text("abc def\n" * 200)
-    first = several(tmp_path / "run", 2, "char_rnn")
-    first[1].kill()
-    address = first[0].args[first[0].args.index("--coordinator") + 1]
-    where = ["--coordinator", address, "--processes", 2, "--process", 1]
-    second = start(tmp_path / "other" / "run", "char_rnn", *where)
-    (_, here), (_, there) = ended(first[0], 120), ended(second, 120)
-    assert "has another data than process 0" in there
-    assert "Process 1 on " in here and "has another data" in here
+    folders = [tmp_path / "run", tmp_path / "other" / "run"]
+    (status, here), (other, there) = (ended(p, 120) for p in several(folders, "char_rnn"))
+    assert status and other
+    assert "The data is not that of process 0" in there
+    assert "Process 1 on " in here and "The data is not that of process 0" in here
 
 
 # ---------------------------------------------------------------- who reads what
