@@ -202,8 +202,8 @@ def _own_device() -> list[int] | None:
     env = os.environ
     here = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1")
     number = env.get("LOCAL_RANK", env.get("SLURM_LOCALID"))
-    several = int(re.match(r"\d+", here)[0]) > 1
-    return [int(number)] if several and number is not None else None
+    shared = int(re.match(r"\d+", here)[0]) > 1
+    return [int(number)] if shared and number is not None else None
 
 
 @contextlib.contextmanager
@@ -223,15 +223,14 @@ def join(request: Request) -> Iterator[Place]:
     if asked.devices is not None and asked.devices < 1:
         raise InputError(f"--devices {asked.devices}: it must be at least 1.")
     backend = keras.backend.backend()
-    several = asked.processes > 1
-    if not several and asked.devices in (None, 1):
+    if asked.processes == 1 and asked.devices in (None, 1):
         yield ALONE
     elif backend == "jax":
         yield from _with_jax(asked)
-    elif several or backend != "tensorflow":
+    elif asked.processes > 1 or backend != "tensorflow":
+        what = "processes" if asked.processes > 1 else "devices"
         raise InputError(
-            f"{'Several processes' if several else 'Several devices'} train under JAX, not under "
-            f"{backend}: set KERAS_BACKEND=jax."
+            f"Several {what} train under JAX, not under {backend}: set KERAS_BACKEND=jax."
         )
     else:
         yield _mirrored(asked.devices)
@@ -253,51 +252,53 @@ def _mirrored(devices: int) -> Place:
 def _with_jax(asked: Request) -> Iterator[Place]:
     import jax
 
-    if asked.devices and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if asked.devices and "xla_force_host_platform_device_count" not in flags:
         # Of use where there is no accelerator: so many parts of the processor.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", asked.devices)
     if asked.processes > 1:
         _connect(asked)
+    place = Place(asked.process, asked.processes)
+    try:
+        chosen = _devices(asked)
+        place.devices = len(chosen)
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
+        )
+        _joined.append(place)
+        said = f"Process {place.index} of {place.count}, " if place.count > 1 else ""
+        print(f"{said}{place.devices // place.count} of {place.devices} devices")
+        with tempfile.TemporaryDirectory() as folder:
+            place.folder = None if place.leads else Path(folder)
+            yield place
+        place.wait()
+    except BaseException as error:
+        if place.count > 1:
+            _end(place, error)
+        raise
+    finally:
+        keras.distribution.set_distribution(None)
+        _joined.clear()
+    if place.count > 1:
+        jax.distributed.shutdown()
+        _on_abort(None)
+
+
+def _devices(asked: Request) -> list[str]:
+    """Return the names of all devices to train on, in the order of the processes."""
+    import jax
+
     local = jax.local_devices()
     count = asked.devices or len(local)
+    found = [jax.local_devices(process_index=index)[:count] for index in range(asked.processes)]
     if count > len(local):
         raise InputError(
             f"--devices {count}: JAX finds {len(local)} {local[0].platform} here; ask for fewer."
         )
-    chosen = [
-        f"{device.platform}:{device.id}"
-        for index in range(asked.processes)
-        for device in jax.local_devices(process_index=index)[:count]
-    ]
-    if len(chosen) != count * asked.processes:
+    if any(len(devices) != count for devices in found):
         raise InputError(f"Not every process has {count} devices: say with --devices how many.")
-    place = Place(asked.process, asked.processes, len(chosen))
-    distribution = keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
-    with contextlib.ExitStack() as stack:
-        if not place.leads:
-            place.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        keras.distribution.set_distribution(distribution)
-        _joined.append(place)
-        print(
-            f"Process {place.index} of {place.count}, {count} of {place.devices} devices"
-            if place.count > 1
-            else f"{place.devices} devices"
-        )
-        try:
-            yield place
-            place.wait()
-        except BaseException as error:
-            if place.count > 1:
-                _end(place, error)
-            raise
-        finally:
-            keras.distribution.set_distribution(None)
-            _joined.clear()
-        if place.count > 1:
-            jax.distributed.shutdown()
+    return [f"{d.platform}:{d.id}" for devices in found for d in devices]
 
 
 @contextlib.contextmanager
@@ -351,10 +352,13 @@ def _connect(asked: Request) -> None:
     threading.Thread(target=_watch, args=(asked,), daemon=True).start()
 
 
-def _on_abort(message: str) -> None:
-    """Say what has happened, when C++ ends this process."""
+def _on_abort(message: str | None) -> None:
+    """Say what has happened, when C++ ends this process; None: no longer."""
     import ctypes
 
+    if message is None:
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
+        return
     text = f"\nerror: {message}\n".encode()
 
     def end(number: int) -> None:
@@ -407,7 +411,10 @@ def _end(place: Place, error: BaseException) -> None:
     told = isinstance(error, InputError | KeyboardInterrupt)
     if not told and (missing := _missing(place)):
         _leave(2)
-        raise InputError(f"{' and '.join(map(_named, missing))} has died. {_RESUME}") from error
+        died = (
+            f"{' and '.join(map(_named, missing))} {'has' if len(missing) == 1 else 'have'} died."
+        )
+        raise InputError(f"{died} {_RESUME}") from error
     why = str(error) if told else f"{type(error).__name__}: {error}"
     why = why or "It was interrupted."
     _on_abort(why)  # as the others may be faster to end

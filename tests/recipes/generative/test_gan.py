@@ -1,6 +1,7 @@
 """GANs: networks, losses in turns, how samples are judged, and a run from digits to files."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -55,7 +56,7 @@ def tiny(loss="non_saturating", smoothing=0.0):
     made = keras.layers.Reshape((2, 2, 1))(keras.layers.Dense(4, use_bias=False)(latent))
     told = keras.layers.Dense(1, use_bias=False)(keras.layers.Flatten()(picture))
     model = Adversarial(keras.Model(latent, made), keras.Model(picture, told), loss, smoothing)
-    model.compile(keras.optimizers.SGD(0.5))
+    model.compile(keras.optimizers.SGD(0.5), run_eagerly=True)
     return model
 
 
@@ -69,8 +70,8 @@ def test_a_step_is_one_of_each_by_the_papers_gradients(loss, smoothing):
     draw = model.latent
     model.latent = lambda count: drawn.append(draw(count)) or drawn[-1]
     g, d = (torch.tensor(w, requires_grad=True) for w in model.get_weights())
-    model.train_step((images,))
-    first, second = (torch.tensor(z.numpy()) for z in drawn)
+    model.train_on_batch(images)
+    first, second = (torch.tensor(keras.ops.convert_to_numpy(z)) for z in drawn)
     real = torch.tensor(images).reshape(6, 4) / 127.5 - 1
     cost = torch.nn.functional.binary_cross_entropy_with_logits
     ones, zeros = torch.ones(6, 1), torch.zeros(6, 1)
@@ -86,6 +87,14 @@ def test_a_step_is_one_of_each_by_the_papers_gradients(loss, smoothing):
     numbers = {tracker.name: float(tracker.result()) for tracker in model.metrics}
     assert numbers["loss"] == pytest.approx(paid.item(), abs=1e-5)
     assert numbers["generator_loss"] == pytest.approx(owed.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_step_is_the_same_on_other_backends(backend):
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "papers_gradients", __file__]
+    env = os.environ | {"KERAS_BACKEND": backend}
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_frechet_distance_is_the_formula_of_gaussians():
