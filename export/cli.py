@@ -630,10 +630,13 @@ class Page:
             size = sum(entry["bytes"] for entry in manifest["files"]) / 1e6
             count = len(manifest["files"])
             print(f"{folder}: {manifest['name']}, {count} .onnx files, {size:.2f} MB")
-            if self.serve:
-                page.serve(folder, self.port)
-            else:
+            if not self.serve:
                 print(f"See it by: python -m http.server --directory {folder}")
+                return
+            with page.server(folder, self.port) as server, contextlib.suppress(KeyboardInterrupt):
+                address = f"http://127.0.0.1:{server.server_port}/"
+                print(f"The page: {address} (Ctrl-C ends it)", flush=True)
+                server.serve_forever()
 
 
 COMMANDS = {

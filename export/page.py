@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import http.server
 import json
@@ -100,8 +101,8 @@ def write(export: Path, directory: Path, runtime: Path | None = None) -> dict:
     return manifest
 
 
-def serve(directory: Path, port: int) -> None:
-    """Serve a page to this machine alone, until Ctrl-C.
+def server(directory: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """Return a server of a page to this machine alone.
 
     Args:
         directory: the folder of the page.
@@ -110,34 +111,32 @@ def serve(directory: Path, port: int) -> None:
     Raises:
         InputError: the port is taken, or not allowed.
     """
-    types = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | types
-
-        def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(directory))
-
-        def end_headers(self):
-            self.send_header("Cache-Control", "no-cache")
-            super().end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
     reasons = {errno.EADDRINUSE: "is taken", errno.EACCES: "is not allowed"}
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        handler = functools.partial(_Handler, directory=str(directory))
+        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
         if error.errno not in reasons:
             raise
         raise InputError(
             f"Port {port} {reasons[error.errno]}: name another one with --port, such as 8001."
         ) from error
-    with server:
-        print(f"The page: http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
+        # What browsers insist on, and not every system's own table has.
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def end_headers(self):
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def log_message(self, *arguments):
+        """Say nothing of each file."""
 
 
 def _policy(public: bool) -> str:

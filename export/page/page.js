@@ -248,14 +248,25 @@ async function decode(blob, name) {
   }
 }
 
-/** Return some rows of a picture, over white, as RGBA. */
-function rows(bitmap, top, count) {
-  const canvas = Object.assign(element("canvas"), { width: bitmap.width, height: count });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(bitmap, 0, -top);
-  return context.getImageData(0, 0, canvas.width, canvas.height).data;
+/** Return a picture's pixels, over white, as RGB. */
+function pixelsOf(bitmap) {
+  const { width, height } = bitmap;
+  const result = new Uint8Array(3 * width * height);
+  const strip = Math.max(1, Math.floor(2 ** 22 / width)); // phones allow small canvases only
+  for (let top = 0; top < height; top += strip) {
+    const size = { width, height: Math.min(strip, height - top) };
+    const canvas = Object.assign(element("canvas"), size);
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.fillStyle = "white";
+    context.fillRect(0, 0, width, size.height);
+    context.drawImage(bitmap, 0, -top);
+    const { data } = context.getImageData(0, 0, width, size.height);
+    let place = 3 * top * width;
+    for (let i = 0; i < data.length; i += 4) {
+      for (let c = 0; c < 3; c++) result[place++] = data[i + c];
+    }
+  }
+  return result;
 }
 
 /** Return for each new pixel the first of the old ones and their weights: Pillow's triangle. */
@@ -273,36 +284,36 @@ function weights(from, to) {
   });
 }
 
-/** Return a picture as RGB of some size: bilinear with antialiasing, to Pillow's last bit. */
-function resized(bitmap, width, height) {
-  const across = weights(bitmap.width, width);
-  const middle = new Uint8Array(3 * width * bitmap.height);
-  const strip = Math.max(1, Math.floor(2 ** 22 / bitmap.width)); // phones allow small canvases
-  for (let top = 0; top < bitmap.height; top += strip) {
-    const count = Math.min(strip, bitmap.height - top);
-    const pixels = rows(bitmap, top, count);
-    for (let i = 0; i < 3 * width * count; i++) {
-      const { first, values } = across[Math.floor(i / 3) % width];
-      let place = 4 * (Math.floor(i / 3 / width) * bitmap.width + first) + (i % 3);
-      let total = 2 ** 21;
-      for (const value of values) {
-        total += pixels[place] * value;
-        place += 4;
+/** Resample the middle axis of `[outer, from, inner]` to `[outer, to, inner]`. */
+function resampled(pixels, outer, from, to, inner) {
+  if (from === to) return pixels;
+  const result = new Uint8Array(outer * to * inner);
+  weights(from, to).forEach(({ first, values }, index) => {
+    for (let line = 0; line < outer; line++) {
+      for (let i = 0; i < inner; i++) {
+        let place = (line * from + first) * inner + i;
+        let total = 2 ** 21;
+        for (const value of values) {
+          total += pixels[place] * value;
+          place += inner;
+        }
+        result[(line * to + index) * inner + i] = total >> 22;
       }
-      middle[3 * width * top + i] = total >> 22;
-    }
-  }
-  const result = new Uint8Array(3 * width * height);
-  weights(bitmap.height, height).forEach(({ first, values }, y) => {
-    for (let x = 0; x < 3 * width; x++) {
-      let total = 2 ** 21;
-      for (let row = 0; row < values.length; row++) {
-        total += middle[3 * width * (first + row) + x] * values[row];
-      }
-      result[3 * width * y + x] = total >> 22;
     }
   });
   return result;
+}
+
+/** Return a picture as RGB of some size: bilinear with antialiasing, to Pillow's last bit. */
+function resized(bitmap, width, height) {
+  const pixels = pixelsOf(bitmap);
+  const [lessWide, lessHigh] = [bitmap.width - width, bitmap.height - height];
+  if (lessHigh > 0 && lessHigh > 2 * lessWide) {
+    const low = resampled(pixels, 1, bitmap.height, height, 3 * bitmap.width);
+    return resampled(low, height, bitmap.width, width, 3);
+  }
+  const narrow = resampled(pixels, bitmap.height, bitmap.width, width, 3);
+  return resampled(narrow, 1, bitmap.height, height, 3 * width);
 }
 
 /** Return where a picture lies in an input that it fills with its sides in proportion. */
@@ -527,7 +538,7 @@ const detection = {
     if (!slots[0]) return;
     const found = await detect(slots[0]);
     const sure = found.filter(({ score }) => score >= Number(at("score").value));
-    const [{ context, scale }] = draw(slots, [`The picture, ${sure.length} found`]);
+    const [{ context, scale }] = draw([slots[0]], [`The picture, ${sure.length} found`]);
     for (const one of [...sure].reverse()) drawBox(context, scale, one); // the surest on top
     const list = shares(sure.map(({ box, score, kind }) => {
       const corners = box.map((value) => value.toFixed(1)).join(", ");
