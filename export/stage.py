@@ -173,7 +173,7 @@ def _prompts(vocabulary: Mapping, tokens) -> list[str]:
     known = text.from_description(vocabulary)
     # Excerpts begin and end anywhere: the first and the last word may be half of one.
     begun = [" ".join(known.decode(row[:_PROMPT]).split()[1:-1]) for row in rows[:_PROMPTS]]
-    return [*dict.fromkeys(filter(None, begun))]
+    return [*dict.fromkeys(words for words in begun if " " in words)]
 
 
 def file_stem(name: str | None, model) -> str:

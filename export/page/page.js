@@ -586,6 +586,7 @@ const generation = {
     const dims = [SHEET, ...shape.slice(1)];
     const outputs = await run({ [name]: { type: "float32", data, dims } });
     draw([paint(Object.values(outputs)[0])], [`${SHEET} pictures that the model made`]);
+    at("answer").replaceChildren();
   },
 };
 
@@ -897,7 +898,8 @@ async function start() {
   startSettings();
   show("result", "facts");
   tell("loading", "The model is loading.");
-  await answer();
+  // A text is not written before it was asked for; without a picture there is no answer anyway.
+  await (site.vocabulary ? perform(load) : answer());
 }
 
 attempt(start).then(() => tell("loading", ""));
