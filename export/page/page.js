@@ -60,21 +60,19 @@ async function attempt(job) {
   }
 }
 
-/** Do jobs one after the other; of those that wait only the newest is left. */
+/** Do jobs one after the other; one that waits already is not done twice. */
 const perform = (() => {
-  let waiting = null;
+  const waiting = [];
   let active = false;
   return async (job) => {
-    waiting = job;
+    if (!waiting.includes(job)) waiting.push(job);
     stopped = true;
     if (active) return;
     active = true;
     at("result").setAttribute("aria-busy", "true");
-    while (waiting) {
-      const next = waiting;
-      waiting = null;
+    while (waiting.length) {
       tell("message", "");
-      await attempt(next);
+      await attempt(waiting.shift());
     }
     active = false;
     at("result").setAttribute("aria-busy", "false");
@@ -178,7 +176,7 @@ async function load() {
     loaded.ort = await runtime(device);
     for (const [part, entry] of Object.entries(files)) {
       const content = new Uint8Array(await (await listed(entry)).arrayBuffer());
-      const options = { executionProviders: [device] };
+      const options = { executionProviders: [device], logSeverityLevel: 3 };
       loaded.sessions[part] = await loaded.ort.InferenceSession.create(content, options);
     }
   } catch (error) {
@@ -227,7 +225,7 @@ function measured(time) {
   if (times.length > 50) times.shift();
   const middle = [...times].sort((a, b) => a - b)[times.length >> 1];
   const count = times.length > 1 ? `, the median of ${times.length}` : "";
-  at("time").textContent = `${middle.toPrecision(3)} ms per run${count}`;
+  at("time").textContent = `${Number(middle.toPrecision(3))} ms per run${count}`;
 }
 
 // Pictures, read and resized as export/images.py does.
@@ -536,8 +534,11 @@ const detection = {
   },
   async answer() {
     if (!slots[0]) return;
-    const found = await detect(slots[0]);
-    const sure = found.filter(({ score }) => score >= Number(at("score").value));
+    this.found = await detect(slots[0]);
+    this.show();
+  },
+  show() {
+    const sure = this.found.filter(({ score }) => score >= Number(at("score").value));
     const [{ context, scale }] = draw([slots[0]], [`The picture, ${sure.length} found`]);
     for (const one of [...sure].reverse()) drawBox(context, scale, one); // the surest on top
     const list = shares(sure.map(({ box, score, kind }) => {
@@ -597,7 +598,8 @@ const classification = {
     if (!slots[0]) return;
     const scores = await classify(slots[0]);
     const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, TOP);
-    draw([slots[0]], ["The picture"]);
+    const [{ context }] = draw([slots[0]], ["The picture"]);
+    context.canvas.classList.add("small"); // the classes are to be seen beside it
     at("answer").replaceChildren(shares(order.map((index) => [scores[index], labelOf(index)])));
   },
 };
@@ -693,11 +695,12 @@ function drawLatents() {
 
 // Controls.
 
-const answer = () =>
-  perform(async () => {
-    await load();
-    await site.task.answer();
-  });
+async function respond() {
+  await load();
+  await site.task.answer();
+}
+
+const answer = () => perform(respond);
 
 /** Answer for a picture that a function gets. */
 const give = (get) =>
@@ -706,8 +709,7 @@ const give = (get) =>
     const slot = Number(document.querySelector("[name=slot]:checked").value);
     slots[slot] = bitmap;
     if (site.task === embedding) document.querySelector(`[name=slot][value="${1 - slot}"]`).click();
-    await load();
-    await site.task.answer();
+    await respond();
     if (at("drawing").hidden) at("answer").scrollIntoView({ block: "nearest" });
   });
 
@@ -827,9 +829,10 @@ function startSettings() {
     const said = document.querySelector(`output[for=${id}]`);
     const tellValue = () => (said.textContent = Number(at(id).value).toFixed(2));
     at(id).addEventListener("input", tellValue);
-    if (id !== "temperature") at(id).addEventListener("input", answer);
     tellValue();
   }
+  at("walk").addEventListener("input", answer);
+  at("score").addEventListener("input", () => detection.found && attempt(() => detection.show()));
   at("renew").addEventListener("click", () => {
     drawLatents();
     answer();
@@ -854,8 +857,11 @@ function startSettings() {
 async function findGpu() {
   // A step is too short for a graphics card: the way there and back takes longer.
   if (site.manifest.states || site.manifest.parts) return;
-  if (!(await navigator.gpu?.requestAdapter().catch(() => null))) return;
-  chosen.device = "webgpu";
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (!adapter) return;
+  // A graphics card that is but a program is slower than WebAssembly.
+  if (!adapter.info?.isFallbackAdapter) chosen.device = "webgpu";
+  document.querySelector(`[name=device][value=${chosen.device}]`).checked = true;
   show("devices");
 }
 

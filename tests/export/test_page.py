@@ -58,7 +58,7 @@ def chromium():
         start = functools.partial(
             playwright.chromium.launch, executable_path=path, chromium_sandbox=False
         )
-        yield lambda *flags: start(args=[*FLAGS, *flags])
+        yield lambda *flags, common=FLAGS: start(args=[*common, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -644,6 +644,25 @@ def test_a_browser_without_simd_is_told(chromium, classifier):
 def test_no_webassembly_at_all_is_told(browser, classifier):
     with opened(browser, classifier, script="delete window.WebAssembly") as view:
         assert "lacks WebAssembly SIMD" in message(view)
+
+
+def test_runs_on_webgpu(chromium, classifier, colours):
+    """By a graphics card that is a program, which nobody's page would choose by itself."""
+    flags = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+    start = [flag for flag in FLAGS if flag != "--disable-gpu"]
+    with (
+        contextlib.closing(chromium(*flags, common=start)) as browser,
+        opened(browser, classifier) as view,
+    ):
+        if view.locator("#devices").is_hidden():
+            pytest.skip("this Chromium has no WebGPU")
+        assert "WebAssembly" in view.inner_text("#device")
+        view.get_by_label("WebGPU").check()
+        for precision, device in (("fp16", "WebGPU"), ("fp32", "WebGPU"), ("int8", "WebAssembly")):
+            view.get_by_label(precision).check()
+            upload(view, png(colours.images[32]))
+            assert next(iter(shares(view))) == "blue"
+            assert device in view.inner_text("#device") and view.locator("#note").is_hidden()
 
 
 def test_a_graphics_card_that_fails_is_left(browser, classifier, colours):
