@@ -10,7 +10,7 @@ import json
 import shutil
 import string
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tiffin.export import files, pictures
@@ -158,11 +158,19 @@ def _policy(public: bool) -> str:
 def _runtime(public: bool) -> dict:
     """Return where the page finds its runtime, and the checksums to hold it against."""
     described = {
-        device: [{"file": file, "integrity": f"sha384-{sha}"} for file, sha in entries.items()]
+        device: [
+            {"file": name if public else _local(name), "integrity": f"sha384-{sha}"}
+            for name, sha in entries.items()
+        ]
         for device, entries in RUNTIME.items()
     }
     folder = ADDRESS if public else f"{_RUNTIME}/"
     return {"folder": folder, "local": not public, "files": described}
+
+
+def _local(name: str) -> str:
+    """Return how a runtime's file is called beside the page: not all servers know `.mjs`."""
+    return f"{name.removesuffix('.mjs')}.js" if name.endswith(".mjs") else name
 
 
 def _read(export: Path) -> dict:
@@ -180,11 +188,7 @@ def _read(export: Path) -> dict:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         if version == _FORMAT_VERSION:
-            for entry in _entries(manifest):
-                if not _is_plain(entry["file"]):
-                    raise ValueError(f"it names the file {entry['file']!r}")
-                bytes.fromhex(entry["sha256"])
-            labels_text(manifest["labels"] or ())
+            _check(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}): export the model anew.") from error
     if version != _FORMAT_VERSION:
@@ -195,12 +199,30 @@ def _read(export: Path) -> dict:
     return manifest
 
 
-def _entries(manifest: Mapping) -> Iterator[Mapping]:
-    """Yield all that a manifest says of files and pictures."""
-    yield from manifest["files"]
-    yield from manifest.get(pictures.FOLDER, ())
-    for part in manifest.get("parts", {}).values():
-        yield from part["files"]
+def _check(manifest: Mapping) -> None:
+    """Touch all that is relied on here of a manifest.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not as it should be.
+    """
+    parts = manifest.get("parts", {})
+    of_parts = [entry for part in parts.values() for entry in part["files"]]
+    entries = [*manifest["files"], *of_parts]
+    for entry in (*entries, *manifest.get(pictures.FOLDER, ())):
+        if not _is_plain(entry["file"]):
+            raise ValueError(f"it names the file {entry['file']!r}")
+        if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
+            raise TypeError(f"size and checksum of {entry['file']}")
+    for entry in (*entries, *(manifest["pairs"] if parts else ())):
+        if not isinstance(entry["format"], str) or not isinstance(entry["precision"], str):
+            raise TypeError("format and precision")
+    named = {entry["file"] for entry in of_parts}
+    for pair in manifest["pairs"] if parts else ():
+        if not {pair[name] for name in parts} <= named:
+            raise ValueError("a pair of files that it does not describe")
+    if not isinstance(manifest["name"], str):
+        raise TypeError("name")
+    labels_text(manifest["labels"] or ())
 
 
 def _is_plain(name: object) -> bool:
@@ -305,7 +327,7 @@ def _copy_runtime(source: Path, folder: Path) -> None:
                 f"{path} is not that of onnxruntime-web {RUNTIME_VERSION}, which the page was made "
                 f"for: `npm install onnxruntime-web@{RUNTIME_VERSION}` gets it."
             )
-        (folder / name).write_bytes(content)
+        (folder / _local(name)).write_bytes(content)
 
 
 def _files_of_page(directory: Path) -> list[str]:

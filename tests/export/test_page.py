@@ -824,6 +824,11 @@ def test_other_folders_are_left_alone(exported, tmp_path):
         (lambda m: m["pictures"][0].update(file="a/b.png"), "is damaged"),
         (lambda m: m["pictures"][0].update(sha256="00"), "is not the file"),
         (lambda m: m.update(labels=["a", "b\nc", "d"]), "is damaged"),
+        (lambda m: m["files"][0].pop("precision"), "is damaged"),
+        (lambda m: m["files"][0].update(bytes="many"), "is damaged"),
+        (lambda m: m.update(files={"a": 1}), "is damaged"),
+        (lambda m: m.update(name=None), "is damaged"),
+        (lambda m: m.update(parts={"encoder": {"files": []}}), "is damaged"),
     ],
 )
 def test_damaged_exports_are_refused(exported, tmp_path, change, said):
