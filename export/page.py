@@ -43,7 +43,7 @@ RUNTIME = {
     },
 }
 _PRECISIONS = ("fp32", "fp16", "int8")
-_SOURCE = Path(__file__).parent / "page"
+_SOURCE = Path(__file__).parent / "templates" / "page"
 _FORMAT_VERSION = 1
 _RUNTIME = "runtime"
 _STATIC = ("page.js", "style.css")

@@ -889,6 +889,7 @@ function findTask(manifest) {
 }
 
 async function start() {
+  tell("loading", "The page is loading.");
   checkBrowser();
   [site.page, site.manifest] = await Promise.all([json("page.json"), json("manifest.json")]);
   checkManifest(site.manifest);
