@@ -47,6 +47,7 @@ _SOURCE = Path(__file__).parent / "templates" / "page"
 _FORMAT_VERSION = 1
 _RUNTIME = "runtime"
 _STATIC = ("page.js", "style.css")
+# What browsers insist on, and not every system's own table has.
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 
 
@@ -124,12 +125,7 @@ def server(directory: Path, port: int) -> http.server.ThreadingHTTPServer:
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
-        # What browsers insist on, and not every system's own table has.
-        ".js": "text/javascript",
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | _TYPES
 
     def end_headers(self):
         self.send_header("Cache-Control", "no-cache")

@@ -97,6 +97,7 @@ def opened(browser, folder: Path, width: int = 1280, script: str = "", **options
         view = context.new_page()
         view.failed = []
         view.on("pageerror", lambda error: view.failed.append(str(error)))
+        view.on("console", lambda said: "Security Policy" in said.text and view.failed.append(said))
         if script:
             view.add_init_script(script)
         view.goto(address)

@@ -710,7 +710,9 @@ const give = (get) =>
     slots[slot] = bitmap;
     if (site.task === embedding) document.querySelector(`[name=slot][value="${1 - slot}"]`).click();
     await respond();
-    if (at("drawing").hidden) at("answer").scrollIntoView({ block: "nearest" });
+    // On a phone the answer may be out of sight; who draws or compares goes on above it.
+    const goesOn = site.task === embedding || !at("drawing").hidden;
+    if (!goesOn) at("answer").scrollIntoView({ block: "nearest" });
   });
 
 const giveFile = (file) => file && give(() => decode(file, file.name || "What was dropped"));
