@@ -78,7 +78,7 @@ def write(export: Path, directory: Path, runtime: Path | None = None) -> dict:
         folder = Path(name)
         for entry in manifest["files"]:
             _copy(export, folder, entry["file"], entry["sha256"])
-        for entry in manifest.get(pictures.FOLDER, ()):
+        for entry in manifest.get(pictures.KEY, ()):
             place = pictures.FOLDER
             _copy(export / place, folder / place, entry["file"], entry["sha256"])
         if manifest["labels"]:
@@ -204,7 +204,7 @@ def _check(manifest: Mapping) -> None:
     parts = manifest.get("parts", {})
     of_parts = [entry for part in parts.values() for entry in part["files"]]
     entries = [*manifest["files"], *of_parts]
-    for entry in (*entries, *manifest.get(pictures.FOLDER, ())):
+    for entry in (*entries, *manifest.get(pictures.KEY, ())):
         if not _is_plain(entry["file"]):
             raise ValueError(f"it names the file {entry['file']!r}")
         if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
@@ -252,8 +252,8 @@ def _for_browsers(manifest: dict, export: Path) -> dict:
         )
     # Whoever passes an export on may have removed its pictures.
     folder = export / pictures.FOLDER
-    shown = [e for e in manifest.pop(pictures.FOLDER, ()) if (folder / e["file"]).exists()]
-    return manifest | ({pictures.FOLDER: shown} if shown else {})
+    shown = [e for e in manifest.pop(pictures.KEY, ()) if (folder / e["file"]).exists()]
+    return manifest | ({pictures.KEY: shown} if shown else {})
 
 
 def _vocabulary(export: Path, manifest: Mapping) -> dict | None:

@@ -2,14 +2,16 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tiffin.export import files
+from tiffin.export.metadata import MANIFEST
 
-FOLDER = "pictures"
+KEY, FOLDER = "pictures", "held_out"  # in the manifest, and of the files
 _COUNT = 8
 
 
@@ -59,18 +61,32 @@ def publish(source: Path, directory: Path, entries: Sequence[Mapping]) -> None:
 
     Args:
         source: the folder that `write` wrote to.
-        directory: of the exported files.
+        directory: of the exported files, with an older export's manifest or none.
         entries: what `write` returned; empty for no pictures.
     """
     folder = directory / FOLDER
+    for path in _older(directory):
+        path.unlink()
     if entries:
         files.make_folder(folder)
-    for number in range(1, _COUNT + 1):
-        (folder / f"{number}.png").unlink(missing_ok=True)
     for entry in entries:
         (source / entry["file"]).replace(folder / entry["file"])
     if not entries and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _older(directory: Path) -> list[Path]:
+    """Return the pictures of the manifest that lies in a folder, as far as they are still there."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        entries = {entry["file"]: entry["sha256"] for entry in manifest[KEY]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [
+        path
+        for path in sorted((directory / FOLDER).glob("*.png"))
+        if hashlib.sha256(path.read_bytes()).hexdigest() == entries.get(path.name)
+    ]
 
 
 def _chosen(count: int, classes: np.ndarray | None, pairs: bool) -> list[int]:

@@ -86,7 +86,7 @@ def export(
     the end. An older export of the same name is replaced. An int8 file that misses its bound is
     made again with the few layers in float32 that cost most; the manifest lists them as the file's
     `float_layers`, and the table of all layers is written to `explain.csv`. Of pictures to evaluate
-    on up to eight are written to `pictures/`, of texts the manifest has some as `examples`.
+    on up to eight are written to `held_out/`, of texts the manifest has some as `examples`.
 
     A step function (`steps.step_model`) is run along sequences, each state that it returns
     handed to it at the next step: examples have an axis of steps behind the batch then, and there
@@ -614,7 +614,7 @@ def _to_try(
     embeds = verify.EMBEDDINGS in judge.reference
     images = judge.inputs[given[0].name]
     place = folder / pictures.FOLDER
-    return {pictures.FOLDER: pictures.write(place, images, judge.targets, labels, pairs=embeds)}
+    return {pictures.KEY: pictures.write(place, images, judge.targets, labels, pairs=embeds)}
 
 
 def _speed(path: Path) -> dict:
@@ -736,7 +736,7 @@ def publish(
             (folder / file).replace(directory / file)
         else:
             (directory / file).unlink(missing_ok=True)
-    pictures.publish(folder / pictures.FOLDER, directory, manifest.get(pictures.FOLDER, ()))
+    pictures.publish(folder / pictures.FOLDER, directory, manifest.get(pictures.KEY, ()))
     if tables:
         files.write_text(directory / documents.TABLE, sensitivity.csv_text(tables))
     else:

@@ -783,23 +783,23 @@ def test_a_page_replaces_a_page_and_nothing_else(exported, tmp_path):
     written(exported, out)
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert {"index.html", "style.css", "page.js", "manifest.json", "labels.txt"} < names
-    assert {"colours_fp32.onnx", "colours_int8.onnx", "pictures/1.png"} < names
+    assert {"colours_fp32.onnx", "colours_int8.onnx", "held_out/1.png"} < names
     assert not any(name.endswith(".tflite") for name in names)
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert {file["format"] for file in manifest["files"]} == {"onnx"}
     (out / "CNAME").write_text("mine")
-    (out / "pictures" / "mine.txt").write_text("mine")
+    (out / "held_out" / "mine.txt").write_text("mine")
     fewer = tmp_path / "fewer"
     shutil.copytree(exported, fewer)
-    shutil.rmtree(fewer / "pictures")
+    shutil.rmtree(fewer / "held_out")
     written(fewer, out)
-    assert (out / "CNAME").read_text() == (out / "pictures" / "mine.txt").read_text() == "mine"
-    assert not (out / "pictures" / "1.png").exists() and not list(out.glob(".*"))
+    assert (out / "CNAME").read_text() == (out / "held_out" / "mine.txt").read_text() == "mine"
+    assert not (out / "held_out" / "1.png").exists() and not list(out.glob(".*"))
     assert "pictures" not in json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    (out / "pictures" / "1.png").write_text("mine")
+    (out / "held_out" / "1.png").write_text("mine")
     with pytest.raises(InputError, match=r"1.png is in the way"):
         written(exported, out)
-    assert (out / "pictures" / "1.png").read_text() == "mine"
+    assert (out / "held_out" / "1.png").read_text() == "mine"
 
 
 def test_other_folders_are_left_alone(exported, tmp_path):

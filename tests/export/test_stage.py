@@ -310,15 +310,15 @@ def test_held_out_pictures_come_along(tmp_path, quiet_speed):
     manifest = export(model, tmp_path, evaluation=(inputs, targets), **given)
     assert [entry["label"] for entry in manifest["pictures"]] == LABELS[:5]
     for number, entry in enumerate(manifest["pictures"], 1):
-        content = (tmp_path / "pictures" / entry["file"]).read_bytes()
+        content = (tmp_path / "held_out" / entry["file"]).read_bytes()
         assert entry["file"] == f"{number}.png" and entry["bytes"] == len(content)
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
-        picture = tiffin.export.load_image(tmp_path / "pictures" / entry["file"])
+        picture = tiffin.export.load_image(tmp_path / "held_out" / entry["file"])
         np.testing.assert_array_equal(picture, inputs[number - 1])
     assert "5 of the held-out pictures" in (tmp_path / "README.md").read_text()
-    (tmp_path / "pictures" / "mine.png").write_text("mine")
+    (tmp_path / "held_out" / "2.png").write_text("mine")
     export(model, tmp_path, **given)
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine.png"]
+    assert [path.read_text() for path in (tmp_path / "held_out").iterdir()] == ["mine"]
     assert "pictures" not in json.loads((tmp_path / "manifest.json").read_text())
 
 

@@ -10,6 +10,7 @@ const TOP = 5; // classes that are shown
 const SHEET = 16; // pictures of a generator
 const PAUSE = 30; // milliseconds after which a long task lets the browser draw
 const [PAD, START, END] = [0, 1, 2];
+const HELD_OUT = "held_out/"; // folder of pictures to try
 const SPECIAL = ["<pad>", "<s>", "</s>"];
 const ARRAYS = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array };
 // A word with what is inside it, "don't" and "e.g"; a mark; a line's end.
@@ -144,24 +145,27 @@ function variants() {
 const runtimes = {};
 
 function runtime(device) {
-  runtimes[device] ??= (async () => {
-    const { folder, local, files } = site.page.runtime;
-    const [main, factory, binary] = await Promise.all(
-      files[device].map(async ({ file, integrity }) => {
-        const content = await (await fetched(folder + file, integrity)).arrayBuffer();
-        if (file.endsWith(".wasm")) return content;
-        // A page may import its own scripts; of others what was checked is handed on.
-        if (local) return new URL(folder + file, document.baseURI).href;
-        return URL.createObjectURL(new Blob([content], { type: "text/javascript" }));
-      })
-    );
-    const ort = await import(main);
-    ort.env.logLevel = "error";
-    // More threads need headers that a plain web server does not send.
-    Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: { mjs: factory }, wasmBinary: binary });
-    return ort;
-  })();
+  runtimes[device] ??= fetchRuntime(device);
+  runtimes[device].catch(() => delete runtimes[device]); // the next try may reach it
   return runtimes[device];
+}
+
+async function fetchRuntime(device) {
+  const { folder, local, files } = site.page.runtime;
+  const [main, factory, binary] = await Promise.all(
+    files[device].map(async ({ file, integrity }) => {
+      const content = await (await fetched(folder + file, integrity)).arrayBuffer();
+      if (file.endsWith(".wasm")) return content;
+      // A page may import its own scripts; of others what was checked is handed on.
+      if (local) return new URL(folder + file, document.baseURI).href;
+      return URL.createObjectURL(new Blob([content], { type: "text/javascript" }));
+    })
+  );
+  const ort = await import(main);
+  ort.env.logLevel = "error";
+  // More threads need headers that a plain web server does not send.
+  Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: { mjs: factory }, wasmBinary: binary });
+  return ort;
 }
 
 /** Load the chosen files, where they are not loaded yet. */
@@ -732,11 +736,11 @@ function startPicture() {
   const { pictures = [], labels = [] } = site.manifest;
   list("sample", pictures, ({ file, label }, button, i) => {
     const image = element("img");
-    image.src = addressOf(file, "pictures/");
+    image.src = addressOf(file, HELD_OUT);
     image.alt = `Held-out picture ${i + 1}${label ? `: ${label}` : ""}`;
     button.append(image);
     return () =>
-      give(async () => decode(await (await listed(pictures[i], "pictures/")).blob(), file));
+      give(async () => decode(await (await listed(pictures[i], HELD_OUT)).blob(), file));
   });
   if (labels?.length === 10 && [..."0123456789"].every((d) => labels.includes(d))) startPad();
 }
