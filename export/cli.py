@@ -1,15 +1,17 @@
-"""The commands from `export` to `translate`, and their ends.
+"""The commands from `export` to `page`, and their ends.
 
 This module is loaded before the command is known: numpy and the runtimes are imported inside.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib
 import math
 import os
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
@@ -587,6 +589,56 @@ class Translate:
             print(f"{score}{said.text}", flush=True)
 
 
+@dataclasses.dataclass
+class Page:
+    """Make a web page that runs an export in the visitor's own browser, a phone's included.
+
+    Any web server can host the folder; nothing that a visitor gives it is sent anywhere.
+
+    examples:
+      tiffin page phone/ site/
+      tiffin page phone/ --serve
+      tiffin page phone/ site/ --runtime node_modules/onnxruntime-web/dist
+    """
+
+    export: Path
+    """Folder of an export, with its manifest.json and .onnx files."""
+    output: tuple[()] | tuple[Path]
+    """Folder for the page: new, empty, or of an older page; with --serve it may be left out."""
+    runtime: Path | None = None
+    """Folder dist of the npm package onnxruntime-web, which is copied beside the page, so that it
+    needs no network; default: the page fetches it, checked, from cdn.jsdelivr.net."""
+    serve: bool = False
+    """Show the page: serve it to this machine until Ctrl-C."""
+    port: int = 8000
+    """Of --serve; 0: any that is free."""
+
+    def run(self) -> None:
+        """Write the page, and serve it where that was asked for."""
+        if not 0 <= self.port < 65536:
+            raise InputError(f"--port {self.port}: it is a number from 0 to 65535.")
+        if not self.output and not self.serve:
+            raise InputError("Name a folder for the page, or give --serve to look at it.")
+        from tiffin.export import page
+
+        with contextlib.ExitStack() as stack:
+            if self.output:
+                (folder,) = self.output
+            else:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiffin-")))
+            manifest = page.write(self.export, folder, self.runtime)
+            size = sum(entry["bytes"] for entry in manifest["files"]) / 1e6
+            count = len(manifest["files"])
+            print(f"{folder}: {manifest['name']}, {count} .onnx files, {size:.2f} MB")
+            if not self.serve:
+                print(f"See it by: python -m http.server --directory {folder}")
+                return
+            with page.server(folder, self.port) as server, contextlib.suppress(KeyboardInterrupt):
+                address = f"http://127.0.0.1:{server.server_port}/"
+                print(f"The page: {address} (Ctrl-C ends it)", flush=True)
+                server.serve_forever()
+
+
 COMMANDS = {
     "export": Export,
     "predict": Predict,
@@ -595,6 +647,7 @@ COMMANDS = {
     "gallery": Gallery,
     "generate": Generate,
     "translate": Translate,
+    "page": Page,
 }
 
 

@@ -5,11 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tiffin.export import files, samples
-from tiffin.export.metadata import LABELS_FILE, labels_text
+from tiffin.export import files, pictures, samples
+from tiffin.export.metadata import LABELS_FILE, MANIFEST, labels_text
 
 CARD = "README.md"
-MANIFEST = "manifest.json"
 TABLE = "explain.csv"
 VOCABULARY = "vocabulary.json"
 
@@ -149,6 +148,11 @@ def _card(manifest: Mapping, sample_names: Sequence[str]) -> str:
         parts.append(f"The {len(labels)} classes, in order (`{LABELS_FILE}`): {shown}")
     if sample_names:
         parts += ["## Use", "\n".join(f"- [`samples/{s}`](samples/{s})" for s in sample_names)]
+    if shown := manifest.get(pictures.KEY):
+        parts.append(
+            f"`{pictures.FOLDER}/` has {len(shown)} of the held-out pictures, to try the files on: "
+            "remove it where those may not be passed on."
+        )
     versions = ", ".join(f"{key} {value}" for key, value in manifest["versions"].items())
     parts += [
         "## Intended use and limits",

@@ -16,6 +16,7 @@ import flatbuffers
 from tiffin.export.errors import ExportError, InputError
 
 LABELS_FILE = "labels.txt"
+MANIFEST = "manifest.json"
 _BUFFER_NAME = "TFLITE_METADATA"
 # Enumerations and union members of metadata_schema.fbs.
 _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 2, 3

@@ -18,6 +18,8 @@ from tiffin.export import (
     documents,
     files,
     metadata,
+    pictures,
+    proposals,
     recurrent,
     runtime,
     sensitivity,
@@ -34,6 +36,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
 _CALIBRATION, _RANDOM = 100, 8
 _CALIBRATION_STEPS = 500  # of a step function, over all sequences
 _GREEDY = 200  # tokens that a language model's files have to go on with as Keras does
+_PROMPTS, _PROMPT = 4, 40  # example prompts, tokens of each
 # Values that the evaluation's inputs may hold: 3,255 pictures of 32x32, and never below 500.
 _EVALUATION = 10_000_000
 _PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", "ai_edge_litert")
@@ -82,7 +85,8 @@ def export(
     `{name}_{precision}.{format}`, with `manifest.json`, documents and code samples; all at once, at
     the end. An older export of the same name is replaced. An int8 file that misses its bound is
     made again with the few layers in float32 that cost most; the manifest lists them as the file's
-    `float_layers`, and the table of all layers is written to `explain.csv`.
+    `float_layers`, and the table of all layers is written to `explain.csv`. Of pictures to evaluate
+    on up to eight are written to `held_out/`, of texts the manifest has some as `examples`.
 
     A step function (`steps.step_model`) is run along sequences, each state that it returns
     handed to it at the next step: examples have an axis of steps behind the batch then, and there
@@ -155,10 +159,21 @@ def export(
         if threshold is not None:
             distance = "Euclidean, between embeddings of length 1"
             manifest["verification"] = {"distance": distance, "threshold": threshold}
+        if vocabulary is not None and evaluation is not None:
+            manifest["examples"] = _prompts(vocabulary, evaluation[0])
         publish(folder, directory, [name], manifest, tables, vocabulary)
     if manifest["failed"]:
         raise failure(manifest, directory)
     return manifest
+
+
+def _prompts(vocabulary: Mapping, tokens) -> list[str]:
+    """Return beginnings of held-out texts, for a language model to go on with."""
+    rows = np.asarray(next(iter(tokens.values())) if isinstance(tokens, Mapping) else tokens)
+    known = text.from_description(vocabulary)
+    # Excerpts begin and end anywhere: the first and the last word may be half of one.
+    begun = [" ".join(known.decode(row[:_PROMPT]).split()[1:-1]) for row in rows[:_PROMPTS]]
+    return [*dict.fromkeys(words for words in begun if " " in words)]
 
 
 def file_stem(name: str | None, model) -> str:
@@ -234,6 +249,8 @@ def make_files(
     states = {name: f"{recurrent.NEXT}{name}" for name in interface.states}
     if states:
         manifest["states"] = states
+    if evaluation is not None:
+        manifest |= _to_try(interface, judge, folder, labels)
     manifest["preprocessing"] = metadata.preprocessing(manifest["inputs"], states)
     tables: dict[str, list[sensitivity.Row]] = {}
     for kind in formats:
@@ -587,6 +604,19 @@ def _check_file(
     return entry | speed | {"verified": True}
 
 
+def _to_try(
+    interface: Interface, judge: _Judge, folder: Path, labels: Sequence[str] | None
+) -> dict:
+    """Write a few held-out pictures of a model that takes one; returns the manifest's entry."""
+    given = [port for port in interface.inputs if port.name != proposals.PROPOSALS]
+    if len(given) != 1 or not given[0].image:
+        return {}
+    embeds = verify.EMBEDDINGS in judge.reference
+    images = judge.inputs[given[0].name]
+    place = folder / pictures.FOLDER
+    return {pictures.KEY: pictures.write(place, images, judge.targets, labels, pairs=embeds)}
+
+
 def _speed(path: Path) -> dict:
     """Return latency and memory for the manifest."""
     from tiffin.export.benchmark import measure
@@ -706,6 +736,7 @@ def publish(
             (folder / file).replace(directory / file)
         else:
             (directory / file).unlink(missing_ok=True)
+    pictures.publish(folder / pictures.FOLDER, directory, manifest.get(pictures.KEY, ()))
     if tables:
         files.write_text(directory / documents.TABLE, sensitivity.csv_text(tables))
     else:

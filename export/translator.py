@@ -14,6 +14,7 @@ from tiffin.export.text import END, PAD, START, from_description
 from tiffin.export.translation import DECODER, ENCODER, SOURCE, Translator, bleu, chrf, of_keras
 
 _TOGETHER = 100  # texts that pairs of files translate
+_SHOWN = 4  # held-out sources that the manifest names, to try it on
 _SAME = {"fp32": 0.99}  # share of them that has to be the same as Keras'
 _CHRF_LOSS = 2.0  # points that others may lose; of texts below four words BLEU would be zero
 _KEPT = ("versions", "created", "verified_on", "format_version", "labels")
@@ -123,6 +124,8 @@ def export_translator(
                 own.target.decode(tokens[(tokens != PAD) & (tokens != START)])
                 for tokens in chosen["target"]
             ]
+            shown = [own.source.decode(tokens) for tokens in sources[:_SHOWN]]
+            manifest["examples"] = [*dict.fromkeys(shown)]
         manifest |= _together(own, length, parts, folder, sources, references, say)
         stage.publish(
             folder, directory, [f"{name}_{p}" for p in parts], manifest, tables, vocabulary

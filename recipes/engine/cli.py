@@ -27,6 +27,7 @@ classic deep learning in Keras 3: recipes to train, layers to reuse, checked fil
   tiffin gallery FILE FOLDER IMAGE ...      who it is, among the people of a folder
   tiffin generate FILE --prompt TEXT        what a language model goes on with
   tiffin translate FILE TEXT ...            what a translator makes of texts
+  tiffin page DIR OUT_DIR                   a web page that runs an export's .onnx files
 
 `tiffin COMMAND --help` explains a command; `tiffin train NAME --help` a recipe's options.
 """

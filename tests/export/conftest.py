@@ -1,5 +1,9 @@
-"""A classifier whose weights are set by hand, and its six exported files."""
+"""A classifier whose weights are set by hand, its six exported files, and onnxruntime-web."""
 
+import fcntl
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,3 +55,28 @@ def exported(colours, tmp_path_factory) -> Path:
         say=lambda line: None,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_web() -> Path:
+    """onnxruntime-web from npm, installed once into the user's cache."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not installed")
+    from tiffin.export.page import RUNTIME_VERSION
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "tiffin" / f"onnxruntime-web-{RUNTIME_VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    home = folder / "node_modules" / "onnxruntime-web"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            package = f"onnxruntime-web@{RUNTIME_VERSION}"
+            command = ["npm", "install", "--no-audit", "--no-fund", "--fetch-retries=0", package]
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+            )
+            if done.returncode:
+                pytest.skip(f"npm cannot install {package}: {done.stderr.strip()[-200:]}")
+            (folder / "complete").touch()
+    return home

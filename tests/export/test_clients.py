@@ -1,16 +1,11 @@
 """Clients that nobody here wrote open the exported files as they are."""
 
-import fcntl
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-ONNXRUNTIME_WEB = "1.30.0"
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -42,29 +37,6 @@ def test_mediapipe_names_the_classes(precision, dtype, exported, colours, tmp_pa
             (best,) = classifier.classify(picture).classifications[0].categories
             assert best.category_name == colours.labels[target]
             assert best.index == target
-
-
-@pytest.fixture(scope="session")
-def onnxruntime_web() -> Path:
-    """onnxruntime-web from npm, installed once into the user's cache."""
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("node and npm are not installed")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "tiffin" / f"onnxruntime-web-{ONNXRUNTIME_WEB}"
-    folder.mkdir(parents=True, exist_ok=True)
-    home = folder / "node_modules" / "onnxruntime-web"
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            package = f"onnxruntime-web@{ONNXRUNTIME_WEB}"
-            command = ["npm", "install", "--no-audit", "--no-fund", "--fetch-retries=0", package]
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
-            )
-            if done.returncode:
-                pytest.skip(f"npm cannot install {package}: {done.stderr.strip()[-200:]}")
-            (folder / "complete").touch()
-    return home
 
 
 def test_onnxruntime_web_agrees(onnxruntime_web, exported, colours, tmp_path):

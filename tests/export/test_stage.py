@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tiffin.export import export, onnx_file, runtime, stage, tflite_file, verify
+import tiffin.export
+from tiffin.export import export, onnx_file, pictures, runtime, stage, tflite_file, verify
 from tiffin.export.errors import ExportError, InputError
 
 LABELS = [f"class {i}" for i in range(10)]
@@ -299,3 +300,32 @@ def test_mobilenet_at_full_size(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 224, 224, 3)).astype(np.uint8)
     manifest = export(model, tmp_path, calibration=images, say=silent)
     assert len(manifest["files"]) == 6
+
+
+def test_held_out_pictures_come_along(tmp_path, quiet_speed):
+    """One of each class, as they were; an export without evaluation data takes them away again."""
+    model, inputs = classifier(), pixels(40)
+    targets = np.arange(40) % 5
+    given = {"formats": ("onnx",), "precisions": ("fp32",), "labels": LABELS, "say": silent}
+    manifest = export(model, tmp_path, evaluation=(inputs, targets), **given)
+    assert [entry["label"] for entry in manifest["pictures"]] == LABELS[:5]
+    for number, entry in enumerate(manifest["pictures"], 1):
+        content = (tmp_path / "held_out" / entry["file"]).read_bytes()
+        assert entry["file"] == f"{number}.png" and entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        picture = tiffin.export.load_image(tmp_path / "held_out" / entry["file"])
+        np.testing.assert_array_equal(picture, inputs[number - 1])
+    assert "5 of the held-out pictures" in (tmp_path / "README.md").read_text()
+    (tmp_path / "held_out" / "2.png").write_text("mine")
+    export(model, tmp_path, **given)
+    assert [path.read_text() for path in (tmp_path / "held_out").iterdir()] == ["mine"]
+    assert "pictures" not in json.loads((tmp_path / "manifest.json").read_text())
+
+
+def test_pictures_of_an_embedder_come_in_pairs():
+    classes = np.array([4, 0, 1, 2, 2, 0, 3, 3, 3, 1, 6, 6, 5, 5])
+    chosen = classes[pictures._chosen(14, classes, pairs=True)]
+    assert len(chosen) == 8 and (chosen[::2] == chosen[1::2]).all()
+    assert len({*chosen}) == 4 and 4 not in chosen
+    assert pictures._chosen(100, None, pairs=False) == [0, 14, 28, 42, 56, 70, 84, 99]
+    assert pictures._chosen(3, np.array([7, 7, 7]), pairs=False) == [0, 1, 2]
