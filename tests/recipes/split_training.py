@@ -24,7 +24,7 @@ from tiffin.recipes.sequence.seq2seq import Config as Translator
 
 EXAMPLES = {"train": 35, "validation": 9, "test": 4}
 # Steps that do not blow up what rounding tells apart, as large ones do through batch normalisation.
-GENTLE = {"optimizer": "sgd", "learning_rate": 3e-4}
+GENTLE = {"optimizer": "sgd", "learning_rate": 1e-4}
 KINDS = {
     "resnet20": (ResNet, {"model": "resnet20", **GENTLE, "augment": ("horizontal_flip", "noise")}),
     "center_loss": (CenterLoss, {}),

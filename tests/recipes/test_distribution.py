@@ -80,11 +80,12 @@ def trained(tmp_path_factory):
     folders = {name: top / name for name in ("one", "devices", "processes")}
 
     def train(kinds):
-        for processes in (
-            [start(folders["one"], *kinds)],
-            [start(folders["devices"], *kinds, "--devices", 4, devices=4)],
-            several([folders["processes"]] * 2, *kinds),
-        ):
+        def trainings():
+            yield [start(folders["one"], *kinds)]
+            yield [start(folders["devices"], *kinds, "--devices", 4, devices=4)]
+            yield several([folders["processes"]] * 2, *kinds)
+
+        for processes in trainings():
             for status, said in [ended(process) for process in processes]:
                 assert status == 0, said
         return folders
@@ -99,7 +100,8 @@ def compare(folders: dict[str, Path], kind: str) -> None:
     others["process 1"] = kept(folders["processes"], kind, 1)
     for other in others.values():
         np.testing.assert_allclose(other["losses"], alone["losses"], rtol=1e-5)
-        np.testing.assert_allclose(other["weights"], alone["weights"], rtol=0, atol=1e-5)
+        # Relative above one, where moving variances are.
+        np.testing.assert_allclose(other["weights"], alone["weights"], rtol=1e-5, atol=1e-5)
 
 
 def test_losses_and_weights_are_those_of_one_process(trained):
