@@ -319,6 +319,8 @@ def likeness(outputs: dict[str, np.ndarray], targets: np.ndarray) -> float:
 class Generative(Recipe):
     """A generator of pictures, trained against a discriminator."""
 
+    epochs: int | None = None
+    """Passes over the training data; default: as many as make 1,300 steps, from 4 to 60."""
     image_size: int | None = None
     """Height and width in pixels; default: the data's own, or 64 for folders."""
     latents: int = 100
@@ -347,6 +349,7 @@ class Generative(Recipe):
     mirrored: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str]] = ("val_frechet", "min")
     least_steps: ClassVar[int] = 100
+    usual_steps: ClassVar[int] = 1300
 
     def check(self) -> None:
         super().check()

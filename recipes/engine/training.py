@@ -29,7 +29,6 @@ from tiffin.recipes.engine.optimizers import (
 from tiffin.recipes.engine.weights import Collection, Source
 
 PLACED = ("devices", "coordinator", "processes", "process")  # what a resumed run may change
-STEPS = 2000  # a default training: enough for a small network on a small data set
 
 
 @dataclasses.dataclass
@@ -112,6 +111,7 @@ class Recipe(abc.ABC):
     monitor: ClassVar[tuple[str, str]]
     momentum: ClassVar[float] = 0.9
     least_steps: ClassVar[int] = 1  # in an epoch, which passes over small data more than once
+    usual_steps: ClassVar[int] = 2000  # of a training: enough for a small network on small data
     mirrored: ClassVar[bool] = True  # whether Keras computes the loss, as MirroredStrategy needs
     place: ClassVar[distribution.Place] = distribution.ALONE  # in `run`, where it stands then
 
@@ -380,7 +380,7 @@ class Recipe(abc.ABC):
         steps = (math.ceil if whole else math.floor)(len(data.train) / batch)
         passes = math.ceil(self.least_steps / steps)
         steps *= passes
-        epochs = self.epochs or max(4, min(60, math.ceil(STEPS / steps)))
+        epochs = self.epochs or max(4, min(60, math.ceil(self.usual_steps / steps)))
         with self.place.scope():
             self.compile(model, steps, epochs)
             kept = {BEST: self.inference(model), **self.companions(model)}
