@@ -96,8 +96,11 @@ class Split:
             return np.arange(len(self))
         return np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False))
 
-    def _batch(self, indices: "tf.Tensor", batch_size: int, drop_remainder: bool):
-        """Return a dataset of (uint8 image batch, label batch) for a dataset's worth of indices."""
+    def _batch(self, indices: "tf.Tensor", batch_size: int, drop_remainder: bool, fill: bool):
+        """Return a dataset of (uint8 image batch, label batch) for a dataset's worth of indices.
+
+        An unreadable file is left out, or, with `fill`, a black picture.
+        """
         import tensorflow as tf
 
         source = tf.data.Dataset.from_tensor_slices(indices)
@@ -121,7 +124,8 @@ class Split:
             )
             return tf.ensure_shape(pixels, (*self.size, 3)), at(index), tf.ensure_shape(ok, ())
 
-        examples = source.map(decode, tf.data.AUTOTUNE).filter(lambda image, label, ok: ok)
+        examples = source.map(decode, tf.data.AUTOTUNE)
+        examples = examples if fill else examples.filter(lambda image, label, ok: ok)
         return examples.map(lambda image, label, ok: (image, label)).batch(
             batch_size, drop_remainder
         )
@@ -138,7 +142,8 @@ class Split:
         parts = [np.arange(i, min(i + batch_size, count)) for i in starts]
         mine = [part[place.rows(len(part))] for part in parts]
         indices = np.concatenate([*mine, np.zeros(0, np.int64)])
-        batches = self._batch(indices, batch_size // place.count, drop_remainder=False)
+        # Of several processes each must have as many rows as the others.
+        batches = self._batch(indices, batch_size // place.count, False, place.count > 1)
         return batches.prefetch(-1)  # as many as are of use
 
     def training_batches(
@@ -195,7 +200,7 @@ class Split:
                 order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
                 order = tf.reshape(order[:, rows], [-1])
             size = batch_size // place.count
-            batches = self._batch(tf.cast(order, tf.int64), size, drop_remainder)
+            batches = self._batch(tf.cast(order, tf.int64), size, drop_remainder, False)
             # Where unreadable files leave an epoch short, its first batches fill it up.
             batches = batches.repeat().take(steps).enumerate()
             return batches.map(prepare(key), tf.data.AUTOTUNE)

@@ -401,7 +401,11 @@ class Recipe(abc.ABC):
         ]
         batches = self.training_batches(data, batch, first * passes, drop_remainder=not whole)
         self.introduce(batches, data, directory)
-        validation = data.validation.batches(self._validation_batch(data, batch), self.place)
+        size = self._validation_batch(data, batch)
+        validation = data.validation.batches(size, self.place)
+        # Of files that are read one by one no length is known, and Keras would wonder at each end.
+        known = int(validation.cardinality()) >= 0
+        count = None if known else math.ceil(self.place.whole(len(data.validation)) / size)
         if first < epochs and not checkpoint.exhausted():
             with contextlib.suppress(KeyboardInterrupt), interrupt.listening():
                 model.fit(
@@ -412,6 +416,7 @@ class Recipe(abc.ABC):
                     shuffle=False,
                     verbose=0 if not self.place.leads else "auto" if sys.stdout.isatty() else 2,
                     validation_data=validation,
+                    validation_steps=count,
                     callbacks=callbacks,
                 )
             if interrupt.asked:

@@ -228,6 +228,18 @@ def test_a_process_opens_its_own_files_alone(photos):
     assert opened[0] and not opened[0] & opened[1]
 
 
+def test_an_unreadable_file_leaves_processes_in_step(photos, capsys):
+    split = load_images(str(photos), None, 8, 8, 0).train
+    split.images = None
+    Path(split.paths[1]).write_bytes(b"no picture")
+    shapes = [
+        [images.shape[0] for images, _ in split.batches(4, Place(i, 2, 2)).as_numpy_iterator()]
+        for i in (0, 1)
+    ]
+    assert shapes[0] == shapes[1] and sum(shapes[0]) == len(split) // 2
+    assert "Skipped" in capsys.readouterr().out
+
+
 def test_detection_data_is_shared_too(monkeypatch):
     monkeypatch.setattr("tiffin.recipes.engine.box_data.SCENES", (9, 4, 4))
     split = load_boxes("digits", None, 64, 0).train
