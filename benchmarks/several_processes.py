@@ -1,11 +1,11 @@
 """Training throughput of one process beside two, each on a core of its own, input pipeline on.
 
-    python benchmarks/several_processes.py [--models resnet20 ...] [--batch 64] [--rounds 2]
+    python benchmarks/several_processes.py [--model resnet20] [--batches 64 256] [--rounds 2]
 
 Whole trainings by `tiffin train` under JAX, on random pictures in files with rotation and noise:
 decoding, augmentation, steps, metrics, the exchange between the processes. A figure is that of all
 epochs but the first, which compiles; the global batch is the same. One process and two take turns,
-so that whatever else the machine does meets both alike.
+so that whatever else the machine does meets both alike; the ratio is the median over the rounds.
 """
 
 import argparse
@@ -61,34 +61,35 @@ def throughput(words: list[str], output: Path, processes: int, images: int) -> f
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["resnet20", "mobilenet_v2"])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as top:
         top = Path(top)
-        images = given.batch * given.steps
         # A tenth validates, a fifth tests, and some room for rounding.
-        pictures(top / "pictures", round(images / 0.7) + 8, 32)
-        for model in given.models:
-            words = ["train", model, "--data", str(top / "pictures"), "--image-size", "32"]
-            words += ["--batch-size", str(given.batch), "--epochs", "4", "--learning-rate", "0.01"]
+        pictures(top / "pictures", round(given.images / 0.7) + 8, 32)
+        for batch in given.batches:
+            words = ["train", given.model, "--data", str(top / "pictures"), "--image-size", "32"]
+            words += ["--batch-size", str(batch), "--epochs", "4", "--learning-rate", "0.01"]
             words += ["--augment", "rotation", "noise"]
             found = {1: [], 2: []}
             for turn in range(given.rounds):
                 for processes, rates in found.items():
-                    output = top / f"{model}_{processes}_{turn}"
+                    output = top / f"{batch}_{processes}_{turn}"
+                    images = given.images // batch * batch
                     rates.append(throughput(words, output, processes, images))
             one, two = (float(np.median(rates)) for rates in found.values())
             ratio = float(np.median(np.divide(found[2], found[1])))
-            rows.append([model, f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}", f"{ratio / 2:.0%}"])
+            figures = f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}", f"{ratio / 2:.0%}"
+            rows.append([given.model, batch, *figures])
     print(
-        f"Images a second at 32x32, global batch {given.batch}, each process on one core of the "
-        "same machine; whole epochs, validation and checkpoints included.\n"
+        "Images a second at 32x32, each process on one core of the same machine; whole epochs, "
+        "validation and checkpoints included.\n"
     )
-    print(table(["model", "1 process", "2 processes", "ratio", "efficiency"], rows))
+    print(table(["model", "batch", "1 process", "2 processes", "ratio", "efficiency"], rows))
 
 
 if __name__ == "__main__":
