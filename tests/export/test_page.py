@@ -875,7 +875,12 @@ def test_serve(exported, tmp_path):
     """In a process of its own: the address, the types, a taken port, and Ctrl-C."""
     command = [sys.executable, "-m", "tiffin.export", "page", exported, "--serve", "--port"]
     with subprocess.Popen(
-        [*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The workers of a parallel test run ignore it, and hand that down.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert "colours, 3 .onnx files" in process.stdout.readline()
         address = re.search(r"http://127.0.0.1:(\d+)/", process.stdout.readline())
@@ -885,7 +890,10 @@ def test_serve(exported, tmp_path):
         taken = subprocess.run([*command, address[1]], capture_output=True, text=True)
         assert taken.returncode == 2 and f"Port {address[1]} is taken" in taken.stderr
         process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=20)
+        try:
+            _, complaint = process.communicate(timeout=20)
+        finally:
+            process.kill()
         assert process.returncode == 0 and not complaint
     assert page._Handler.extensions_map[".wasm"] == "application/wasm"
     for words, said in (((), "Name a folder"), (("--serve", "--port", "70000"), "--port 70000")):
