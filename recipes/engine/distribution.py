@@ -281,6 +281,7 @@ def _with_jax(asked: Request) -> Iterator[Place]:
         keras.distribution.set_distribution(None)
         _joined.clear()
     if place.count > 1:
+        _watchers.pop().stop()
         jax.distributed.shutdown()
         _on_abort(None)
 
@@ -349,7 +350,7 @@ def _connect(asked: Request) -> None:
         if leader
         else f"Process 0 on {asked.coordinator.rpartition(':')[0]} has died. {_RESUME}"
     )
-    threading.Thread(target=_watch, args=(asked,), daemon=True).start()
+    _watchers.append(_Watcher(asked.process))
 
 
 def _on_abort(message: str | None) -> None:
@@ -373,24 +374,36 @@ def _on_abort(message: str | None) -> None:
 _kept: list[Callable] = []  # what C calls must not be collected
 
 
-def _watch(asked: Request) -> None:
+class _Watcher(threading.Thread):
     """End this process when another one has said that it ends."""
-    while client := _client():
-        time.sleep(1)
-        try:
-            said = client.key_value_dir_get(_ENDED)
-        except Exception:
-            return
-        for name, why in said:
-            index = int(name.rpartition("/")[2])
-            if index != asked.process and not _leaving.is_set():
-                _leaving.set()
-                os.write(2, f"\nerror: {_named(index)} has ended: {why} {_RESUME}\n".encode())
-                time.sleep(_FAREWELL + 1)  # first goes who has ended first
-                os._exit(1)
+
+    def __init__(self, process: int):
+        super().__init__(daemon=True)
+        self.process, self.done = process, threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.done.wait(1):
+            try:
+                said = _client().key_value_dir_get(_ENDED)
+            except Exception:  # of many kinds, when the service has gone
+                return
+            for name, why in said:
+                index = int(name.rpartition("/")[2])
+                if index != self.process and not _leaving.is_set():
+                    _leaving.set()
+                    os.write(2, f"\nerror: {_named(index)} has ended: {why} {_RESUME}\n".encode())
+                    time.sleep(_FAREWELL + 1)  # first goes who has ended first
+                    os._exit(1)
+
+    def stop(self) -> None:
+        """Return when it asks no more: C++ cannot bear that Python ends inside of it."""
+        self.done.set()
+        self.join()
 
 
 _leaving = threading.Event()
+_watchers: list[_Watcher] = []
 
 
 def _named(index: int) -> str:
