@@ -1,6 +1,7 @@
 """Training: what a run leaves, how it ends early, and how it goes on."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -144,7 +145,7 @@ def test_early_stopping_counts_epochs_without_improvement(tmp_path, capsys):
     config.run()
     assert len(rows(tmp_path / "run")) == 3
     assert "stopping early" in capsys.readouterr().out
-    tiny_recipe.Config(**vars(config) | {"resume": True}).run()
+    dataclasses.replace(config, resume=True).run()
     assert len(rows(tmp_path / "run")) == 3
 
 
