@@ -322,6 +322,12 @@ def _client():
 def _connect(asked: Request) -> None:
     import jax
 
+    apart = (
+        f"Process {asked.process} of {asked.processes} did not get together with the others at "
+        f"{asked.coordinator}: start all of them within {_START // 60} minutes, with the address "
+        "of process 0, and a port that is free there and open to the others."
+    )
+    _on_abort(apart)  # C++ ends a process that waits in vain
     # Of processors; accelerators bring their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -336,12 +342,7 @@ def _connect(asked: Request) -> None:
             shutdown_timeout_seconds=_HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"Process {asked.process} of {asked.processes} did not get together with the others at "
-            f"{asked.coordinator} ({str(error).splitlines()[0]}): start all of them within "
-            f"{_START // 60} minutes, with the address of process 0, and a port that is free there "
-            "and open to the others."
-        ) from error
+        raise InputError(f"{apart} JAX says: {str(error).splitlines()[0]}") from error
     _client().key_value_set(f"tiffin/host/{asked.process}", socket.gethostname())
     leader = asked.process == 0
     # A process that JAX finds alone is ended by its runtime, in C++, with nothing raised here.
