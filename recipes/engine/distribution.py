@@ -24,11 +24,12 @@ import keras
 
 from tiffin.export.errors import InputError
 
-_HEARTBEAT, _VERDICT = 30, 20  # seconds after which a silent process counts as dead
+_HEARTBEAT = 30  # seconds after which JAX' runtime ends the others of a silent process
+_SILENT = 10  # seconds without a sign of life, of which each process gives one a second
 _FAREWELL = 3  # seconds in which the others read why
 _START = 300  # seconds in which all processes have to be there
 _LONG = 24 * 3600 * 1000  # milliseconds
-_ENDED = "tiffin/ended/"
+_ENDED, _ALIVE = "tiffin/ended/", "tiffin/alive/"
 _RESUME = "What whole epochs left is kept: go on with --resume, and as many processes as you like."
 
 
@@ -327,7 +328,7 @@ def _connect(asked: Request) -> None:
         f"{asked.coordinator}: start all of them within {_START // 60} minutes, with the address "
         "of process 0, and a port that is free there and open to the others."
     )
-    _on_abort(apart)  # C++ ends a process that waits in vain
+    _on_abort(lambda: apart)  # C++ ends a process that waits in vain
     # Of processors; accelerators bring their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -343,28 +344,23 @@ def _connect(asked: Request) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{apart} JAX says: {str(error).splitlines()[0]}") from error
-    _client().key_value_set(f"tiffin/host/{asked.process}", socket.gethostname())
-    leader = asked.process == 0
+    watcher = _Watcher(asked)
+    _watchers.append(watcher)
     # A process that JAX finds alone is ended by its runtime, in C++, with nothing raised here.
-    _on_abort(
-        "A process of this training has died: the lines above name it. " + _RESUME
-        if leader
-        else f"Process 0 on {asked.coordinator.rpartition(':')[0]} has died. {_RESUME}"
-    )
-    _watchers.append(_Watcher(asked.process))
+    unseen = [0] if asked.process else []
+    _on_abort(lambda: watcher.obituary(watcher.silent() or unseen))
 
 
-def _on_abort(message: str | None) -> None:
+def _on_abort(message: Callable[[], str] | None) -> None:
     """Say what has happened, when C++ ends this process; None: no longer."""
     import ctypes
 
     if message is None:
         ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
         return
-    text = f"\nerror: {message}\n".encode()
 
     def end(number: int) -> None:
-        os.write(2, text)
+        os.write(2, f"\nerror: {message()}\n".encode())
         os._exit(1)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
@@ -376,41 +372,73 @@ _kept: list[Callable] = []  # what C calls must not be collected
 
 
 class _Watcher(threading.Thread):
-    """End this process when another one has said that it ends."""
+    """Tell the others that this process lives, and end it when another one has said that it ends.
 
-    def __init__(self, process: int):
+    Args:
+        asked: for this process.
+    """
+
+    def __init__(self, asked: Request):
         super().__init__(daemon=True)
-        self.process, self.done = process, threading.Event()
+        self.process, self.done = asked.process, threading.Event()
+        others = (i for i in range(asked.processes) if i != asked.process)
+        self.seen = dict.fromkeys(others, ("", time.monotonic()))  # the last sign, and when
+        self.hosts = {0: asked.coordinator.rpartition(":")[0]}
         self.start()
 
     def run(self):
-        while not self.done.wait(1):
+        client, host = _client(), socket.gethostname()
+        for turn in itertools.count():
             try:
-                said = _client().key_value_dir_get(_ENDED)
-            except Exception:  # of many kinds, when the service has gone
+                client.key_value_set(f"{_ALIVE}{self.process}", f"{turn} {host}", True)
+                signs, ends = map(client.key_value_dir_get, (_ALIVE, _ENDED))
+            except Exception:  # of many kinds, when process 0, where the service is, has gone
                 return
-            for name, why in said:
-                index = int(name.rpartition("/")[2])
+            for index, sign in _by_process(signs):
+                if index in self.seen and sign != self.seen[index][0]:
+                    self.seen[index] = sign, time.monotonic()
+                    self.hosts[index] = sign.partition(" ")[2]
+            for index, why in _by_process(ends):
                 if index != self.process and not _leaving.is_set():
                     _leaving.set()
-                    os.write(2, f"\nerror: {_named(index)} has ended: {why} {_RESUME}\n".encode())
+                    said = f"{self.names([index])} has ended: {why} {_RESUME}"
+                    os.write(2, f"\nerror: {said}\n".encode())
                     time.sleep(_FAREWELL + 1)  # first goes who has ended first
                     os._exit(1)
+            if self.done.wait(1):
+                return
 
     def stop(self) -> None:
         """Return when it asks no more: C++ cannot bear that Python ends inside of it."""
         self.done.set()
         self.join()
 
+    def silent(self, since: float | None = None) -> list[int]:
+        """Return the processes that have given no sign of life.
+
+        Args:
+            since: a time of `time.monotonic()`; None: for some seconds.
+        """
+        since = time.monotonic() - _SILENT if since is None else since
+        found = [index for index, (_, when) in self.seen.items() if when < since]
+        # Without process 0, where all signs are read, nobody knows of the rest.
+        return found[:1] if found[:1] == [0] else found
+
+    def names(self, processes: list[int]) -> str:
+        hosts = (f" on {self.hosts[i]}" if i in self.hosts else "" for i in processes)
+        return " and ".join(f"Process {i}{host}" for i, host in zip(processes, hosts, strict=True))
+
+    def obituary(self, processes: list[int]) -> str:
+        who = self.names(processes) or "A process, which the lines above name,"
+        return f"{who} {'have' if len(processes) > 1 else 'has'} died. {_RESUME}"
+
+
+def _by_process(entries: list[tuple[str, str]]) -> list[tuple[int, str]]:
+    return [(int(name.rpartition("/")[2]), value) for name, value in entries]
+
 
 _leaving = threading.Event()
 _watchers: list[_Watcher] = []
-
-
-def _named(index: int) -> str:
-    with contextlib.suppress(Exception):
-        return f"Process {index} on {_client().key_value_try_get(f'tiffin/host/{index}')}"
-    return f"Process {index}"
 
 
 def _end(place: Place, error: BaseException) -> None:
@@ -423,15 +451,12 @@ def _end(place: Place, error: BaseException) -> None:
         time.sleep(2 * _FAREWELL)  # the thread that watches ends this process
     _leaving.set()
     told = isinstance(error, InputError | KeyboardInterrupt)
-    if not told and (missing := _missing(place)):
+    if not told and (missing := _missing()):
         _leave(2)
-        died = (
-            f"{' and '.join(map(_named, missing))} {'has' if len(missing) == 1 else 'have'} died."
-        )
-        raise InputError(f"{died} {_RESUME}") from error
+        raise InputError(_watchers[0].obituary(missing)) from error
     why = str(error) if told else f"{type(error).__name__}: {error}"
     why = why or "It was interrupted."
-    _on_abort(why)  # as the others may be faster to end
+    _on_abort(lambda: why)  # as the others may be faster to end
     with contextlib.suppress(Exception):
         _client().key_value_set(f"{_ENDED}{place.index}", why)
     time.sleep(_FAREWELL)  # for the others to read it
@@ -449,12 +474,13 @@ def _leave(status: int) -> None:
     atexit.register(end)
 
 
-def _missing(place: Place) -> list[int]:
-    """Return the processes that do not answer."""
-    try:
-        _client().wait_at_barrier("tiffin/verdict", _VERDICT * 1000)
-    except Exception as error:
-        text = str(error)
-        named = {int(n) for n in re.findall(r"task:(\d+)", text)}
-        return [*named] or [i for i in range(place.count) if i != place.index]
-    return []
+def _missing() -> list[int]:
+    """Return the processes that live no more."""
+    begun = time.monotonic()
+    for _ in range(2 * _SILENT):
+        time.sleep(0.5)
+        # A sign seen shortly after the beginning may have been given before.
+        missing = _watchers[0].silent(begun + 2)
+        if not missing:
+            break
+    return missing

@@ -1,6 +1,7 @@
 """Train recipes of every kind for a few steps, wherever this process stands, and keep the losses.
 
 python split_training.py FOLDER KIND... [--devices N] [--coordinator HOST:PORT ...]
+    [--die EPOCH [--freeze]] [--patience SECONDS]
 """
 
 import argparse
@@ -41,11 +42,12 @@ class Kept(keras.callbacks.Callback):
     Args:
         path: where.
         die: in the middle of this epoch.
+        signal: what to die of.
     """
 
-    def __init__(self, path: Path, die: int | None):
+    def __init__(self, path: Path, die: int | None, signal: int):
         super().__init__()
-        self.path, self.die, self.losses = path, die, []
+        self.path, self.die, self.signal, self.losses = path, die, signal, []
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -53,7 +55,7 @@ class Kept(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.losses.append(float(logs["loss"]))
         if self.epoch + 1 == self.die and batch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
 
     def on_train_end(self, logs=None):
         weights = [keras.ops.convert_to_numpy(v).ravel() for v in self.model.variables]
@@ -104,14 +106,20 @@ if __name__ == "__main__":
     parser.add_argument("kinds", nargs="+", choices=[*KINDS])
     parser.add_argument("--coordinator")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--freeze", action="store_true")
+    parser.add_argument("--patience", type=int)
     for option in ("devices", "processes", "process", "die"):
         parser.add_argument(f"--{option}", type=int)
     given = parser.parse_args()
+    if given.patience:
+        distribution._START = distribution._HEARTBEAT = given.patience
+        distribution._SILENT = given.patience // 2
     box_data.SCENES = tuple(EXAMPLES.values())
+    end = signal.SIGSTOP if given.freeze else signal.SIGKILL
     request = distribution.Request(*(getattr(given, name) for name in PLACED))
     with distribution.join(request) as place:
         for name in given.kinds:
-            kept = Kept(given.folder / f"{name}.{place.index}.npz", given.die)
+            kept = Kept(given.folder / f"{name}.{place.index}.npz", given.die, end)
             recipe = small(name, given.folder.parent, kept)
             recipe.place, recipe.resume = place, given.resume
             recipe.output = given.folder / name

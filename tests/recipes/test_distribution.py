@@ -146,6 +146,22 @@ def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(victim, agai
     np.testing.assert_allclose(found["losses"], expected["losses"][half:], rtol=1e-5)
 
 
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_process_that_hangs_is_named(victim, tmp_path):
+    split_training.texts(tmp_path)
+    words = ["char_rnn", "--patience", 8, "--freeze"]
+    processes = several([tmp_path / "run"] * 2, *words, die={victim: 2})
+    status, said = ended(processes[1 - victim], 120)
+    processes[victim].kill()
+    assert status == 1 and f"Process {victim} on " in said and "--resume" in said
+
+
+def test_a_coordinator_that_is_not_there_is_told(tmp_path):
+    words = ["--coordinator", "127.0.0.1:1", "--processes", 2, "--process", 1, "--patience", 2]
+    status, said = ended(start(tmp_path / "run", "char_rnn", *words), 60)
+    assert status and "did not get together with the others at 127.0.0.1:1" in said
+
+
 def test_a_mistake_of_one_process_is_told_by_all(tmp_path):
     split_training.texts(tmp_path)
     (tmp_path / "other").mkdir()
