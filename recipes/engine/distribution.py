@@ -430,7 +430,8 @@ class _Watcher(threading.Thread):
 
     def obituary(self, processes: list[int]) -> str:
         who = self.names(processes) or "A process, which the lines above name,"
-        return f"{who} {'have' if len(processes) > 1 else 'has'} died. {_RESUME}"
+        s = "" if len(processes) > 1 else "s"
+        return f"{who} no longer answer{s}: dead, or cut off. {_RESUME}"
 
 
 def _by_process(entries: list[tuple[str, str]]) -> list[tuple[int, str]]:
