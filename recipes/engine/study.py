@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -154,6 +155,26 @@ class DataStudy(Study):
         return dataclasses.replace(
             data, train=data.train.take(data.train.chosen(self.examples, seed))
         )
+
+    @functools.cached_property
+    def _prepared(self) -> dict[str, keras.Model]:
+        return {}
+
+    def prepared(self, name: str, model: keras.Model, optimizer) -> keras.Model:
+        """Return a network with the weights of `model`, ready to train from them.
+
+        The one that was prepared first under a name serves again: compiling takes longer than
+        a training does here. Its learning rate becomes this optimizer's, if that is a number.
+        """
+        if name not in self._prepared:
+            prepare(model, optimizer)
+            return self._prepared.setdefault(name, model)
+        again = self._prepared[name]
+        again.set_weights(model.get_weights())
+        for variable in again.optimizer.variables:  # all of them start at zero but the rate
+            of_rate = variable is again.optimizer.learning_rate
+            variable.assign(optimizer.learning_rate if of_rate else np.zeros(variable.shape))
+        return again
 
     def load(self, seed: int) -> tuple[Examples, Examples, int]:
         """Return the training and the test pictures, and how many classes there are.

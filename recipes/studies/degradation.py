@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tiffin.recipes.engine.study import DataStudy, Outcome, main, prepare
+from tiffin.recipes.engine.study import DataStudy, Outcome, main
 
 CLAIM = "56 plain layers train worse than 20; with shortcuts they do not"
 DEPTHS = (20, 56)
@@ -69,9 +69,9 @@ class Config(DataStudy):
                 shape = train.x.shape[1:]
                 model = network(depth, kind == "residual", shape, classes, self.width)
                 rate = keras.optimizers.schedules.CosineDecay(self.learning_rate, steps)
-                prepare(model, keras.optimizers.SGD(rate, 0.9))
-                done = model.fit(*train, batch_size=64, epochs=self.epochs, verbose=0).history
                 name = f"{kind}, {depth} layers"
+                model = self.prepared(name, model, keras.optimizers.SGD(rate, 0.9))
+                done = model.fit(*train, batch_size=64, epochs=self.epochs, verbose=0).history
                 curves[name] = 1 - np.array(done["accuracy"])
                 _, accuracy = model.evaluate(*test, batch_size=256, verbose=0)
                 table[name] = {

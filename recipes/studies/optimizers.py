@@ -14,7 +14,7 @@ import numpy as np
 from keras import layers
 
 from tiffin.recipes.engine.optimizers import make_optimizer
-from tiffin.recipes.engine.study import STYLES, DataStudy, Losses, Outcome, main, prepare
+from tiffin.recipes.engine.study import STYLES, DataStudy, Losses, Outcome, main
 
 CLAIM = "Small batches learn more from each example; adaptive steps forgive a wrong learning rate"
 KINDS = {
@@ -49,17 +49,17 @@ class Config(DataStudy):
     """Train one small network by seven methods, each at three learning rates."""
 
     epochs: int = 4
-    """Passes over the examples; a full batch gets 40 times as many, as each is one step."""
+    """Passes over the examples; 40 times as many with full batches, which are a step each."""
     inches = (15, 4)
 
     def measure(self, seed):
         train, _, classes = self.load(seed)
         curves, table = {}, {}
-        for name, (kind, batch, rate) in KINDS.items():
+        for name, (_, batch, rate) in KINDS.items():
             final, size = {}, batch or len(train.x)
             # One example at a time takes long: at its own rate alone.
             for factor in FACTORS if batch != 1 else (1.0,):
-                rows = self.train(train, classes, seed, kind, size, rate * factor)
+                rows = self.train(train, classes, seed, name, size, rate * factor)
                 final[factor] = rows[-1, 2] if np.isfinite(rows[-1, 2]) else DIVERGED
                 curves[name] = rows if factor == 1 else curves.get(name)
             steps, seconds, loss = curves[name].T
@@ -73,16 +73,18 @@ class Config(DataStudy):
                 table[name] |= {"a tenth of the rate": final[0.1], "ten times": final[10.0]}
         return table, curves
 
-    def train(self, train, classes, seed, kind, size, rate) -> np.ndarray:
+    def train(self, train, classes, seed, name, size, rate) -> np.ndarray:
         """Return what `Losses` notes of a training from the seed's weights."""
         keras.utils.set_random_seed(seed)
         image = keras.Input(train.x.shape[1:])
         x = layers.Dense(64, activation="relu")(layers.Flatten()(image))
         model = keras.Model(image, layers.Dense(classes)(x))
-        prepare(model, make_optimizer(kind, rate, model.trainable_variables))
-        epochs = self.epochs * (1 if size < len(train.x) else 40)
-        losses = Losses(train, epochs * -(-len(train.x) // size))
-        model.fit(*train, batch_size=size, epochs=epochs, verbose=0, callbacks=[losses])
+        optimizer = make_optimizer(KINDS[name][0], rate, model.trainable_variables)
+        model, whole = self.prepared(name, model, optimizer), size >= len(train.x)
+        shown = [np.concatenate([part] * (40 if whole else 1)) for part in train]
+        losses = Losses(train, self.epochs * -(-len(shown[0]) // size))
+        options = {"shuffle": not whole, "verbose": 0, "callbacks": [losses]}
+        model.fit(*shown, size, self.epochs, **options)
         return np.array(losses.rows)
 
     def draw(self, figure, rows, drawn):

@@ -15,6 +15,7 @@ from tiffin.export import InputError
 from tiffin.layers import cross_entropy, entropy, kl_divergence
 from tiffin.recipes.engine import cli, registry, report
 from tiffin.recipes.engine.augmentation import AUGMENTATIONS
+from tiffin.recipes.engine.optimizers import make_optimizer
 from tiffin.recipes.engine.study import Examples, Losses, prepare
 from tiffin.recipes.studies import (
     activations,
@@ -241,6 +242,27 @@ def test_an_optimizer_walks_down_the_valley():
     # Plain descent is linear: x shrinks by 1 - rate, y by 1 - 40 rate.
     path = optimizers.valley("sgd", 0.01, 5)
     np.testing.assert_allclose(path[5], [-4 * 0.99**5, 0.7 * 0.6**5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adadelta", "adam"])
+def test_a_network_that_serves_again_trains_as_a_new_one(kind):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(20, 3)).astype("float32"), random.integers(0, 2, 20)
+
+    def trained(study, rate):
+        keras.utils.set_random_seed(1)
+        image = keras.Input((3,))
+        model = keras.Model(image, keras.layers.Dense(2)(keras.layers.BatchNormalization()(image)))
+        optimizer = make_optimizer(kind, rate, model.trainable_variables)
+        model = study.prepared("net", model, optimizer)
+        model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        return model, np.concatenate([np.ravel(w) for w in model.get_weights()])
+
+    study = degradation.Config()
+    first, _ = trained(study, 0.3)
+    again, found = trained(study, 0.1)
+    assert again is first
+    np.testing.assert_allclose(found, trained(degradation.Config(), 0.1)[1], rtol=1e-6, atol=1e-7)
 
 
 def test_losses_are_noted_with_their_steps():
