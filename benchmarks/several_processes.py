@@ -1,11 +1,13 @@
-"""Training throughput of one process beside two, each on a core of its own, input pipeline on.
+"""Training throughput of one process beside two, on a core each and on both, input pipeline on.
 
     python benchmarks/several_processes.py [--model resnet20] [--batches 64 256] [--rounds 2]
 
 Whole trainings by `tiffin train` under JAX, on random pictures in files with rotation and noise:
 decoding, augmentation, steps, metrics, the exchange between the processes. A figure is that of all
-epochs but the first, which compiles; the global batch is the same. One process and two take turns,
-so that whatever else the machine does meets both alike; the ratio is the median over the rounds.
+epochs but the first, which compiles; the global batch is the same. All take turns, so that whatever
+else the machine does meets them alike; a ratio is the median over the rounds. Two processes stand
+there twice: pinned to a core each, where the threads that exchange wait for those that compute, and
+free to use both cores.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import numpy as np
 
 from tiffin.export.documents import table
 
+# How they run: the number of processes, and whether each is pinned to a core.
+WAYS = {"1 process": (1, True), "2 processes": (2, True), "2, not pinned": (2, False)}
 RUN = "from tiffin.recipes.engine.cli import main; main()"
 
 
@@ -36,21 +40,21 @@ def pictures(folder: Path, count: int, size: int) -> None:
             Image.fromarray(pixels).save(folder / label / f"{i}.png")
 
 
-def throughput(words: list[str], output: Path, processes: int, images: int) -> float:
+def throughput(words: list[str], output: Path, processes: int, pinned: bool, images: int) -> float:
     """Return images a second of the epochs after the first."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
+    cores = sorted(map(str, os.sched_getaffinity(0)))[:2]
     env = os.environ | {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     running = []
     for i in range(processes):
         where = ["--coordinator", address, "--processes", str(processes), "--process", str(i)]
         command = [sys.executable, "-c", RUN, *words, "--output", str(output)]
         command += where if processes > 1 else []
-        # A core each: set before the libraries count them.
-        core = sorted(os.sched_getaffinity(0))[i]
-        pinned = ["taskset", "-c", str(core), *command]
-        running.append(subprocess.Popen(pinned, env=env, stdout=subprocess.DEVNULL))
+        # Set before the libraries count them.
+        on = ["taskset", "-c", cores[i] if pinned else ",".join(cores)]
+        running.append(subprocess.Popen([*on, *command], env=env, stdout=subprocess.DEVNULL))
     if any([process.wait() for process in running]):
         raise SystemExit("A training has failed: its message stands above.")
     with open(output / "history.csv") as file:
@@ -75,21 +79,21 @@ def main() -> None:
             words = ["train", given.model, "--data", str(top / "pictures"), "--image-size", "32"]
             words += ["--batch-size", str(batch), "--epochs", "4", "--learning-rate", "0.01"]
             words += ["--augment", "rotation", "noise"]
-            found = {1: [], 2: []}
+            found = {way: [] for way in WAYS}
+            images = given.images // batch * batch
             for turn in range(given.rounds):
-                for processes, rates in found.items():
-                    output = top / f"{batch}_{processes}_{turn}"
-                    images = given.images // batch * batch
-                    rates.append(throughput(words, output, processes, images))
-            one, two = (float(np.median(rates)) for rates in found.values())
-            ratio = float(np.median(np.divide(found[2], found[1])))
-            figures = f"{one:.0f}", f"{two:.0f}", f"{ratio:.2f}", f"{ratio / 2:.0%}"
-            rows.append([given.model, batch, *figures])
+                for number, (way, how) in enumerate(WAYS.items()):
+                    output = top / f"{batch}_{number}_{turn}"
+                    found[way].append(throughput(words, output, *how, images))
+            one, *two = found.values()
+            ratios = [np.median(np.divide(rates, one)) for rates in two]
+            figures = [f"{np.median(rates):.0f}" for rates in found.values()]
+            rows.append([given.model, batch, *figures, *(f"{ratio / 2:.0%}" for ratio in ratios)])
     print(
-        "Images a second at 32x32, each process on one core of the same machine; whole epochs, "
-        "validation and checkpoints included.\n"
+        "Images a second at 32x32, of processes pinned to one core each and of two free to use "
+        "both; whole epochs, validation and checkpoints included.\n"
     )
-    print(table(["model", "batch", "1 process", "2 processes", "ratio", "efficiency"], rows))
+    print(table(["model", "batch", *WAYS, "efficiency", "not pinned"], rows))
 
 
 if __name__ == "__main__":
