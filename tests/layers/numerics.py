@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from keras import ops
 
+# Programs of JAX that are compiled in less time, as each of them runs a few times only.
+FAST_XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 RANDOM = np.random.default_rng(3)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from numerics import FAST_XLA
 
 OTHERS = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
 
@@ -19,7 +20,7 @@ def run(*arguments: str, **environment: str) -> None:
     tests = [str(here / name) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *tests],
-        env=os.environ | environment,
+        env=os.environ | {"XLA_FLAGS": FAST_XLA} | environment,
         cwd=here.parents[1],
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ import split_training
 from hypothesis import given
 from hypothesis import strategies as st
 from jax._src.clusters.slurm_cluster import SlurmCluster
+from numerics import FAST_XLA
 
 from tiffin.export.errors import InputError
 from tiffin.recipes.engine import distribution, scenes
@@ -27,14 +28,12 @@ from tiffin.recipes.engine.text_data import load_text
 
 SCRIPT = Path(split_training.__file__)
 KINDS = ("resnet20", "center_loss", "ssd", "char_rnn")
-# Programs that are compiled in less time, as each of them runs a few steps only.
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def start(folder: Path, *words, devices: int = 1) -> subprocess.Popen:
     """Start the script in a process of its own, which sees `devices`."""
     folder.mkdir(exist_ok=True)
-    flags = f"{FAST} --xla_force_host_platform_device_count={devices}"
+    flags = f"{FAST_XLA} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
     env |= {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     command = [sys.executable, str(SCRIPT), str(folder), *map(str, words)]
