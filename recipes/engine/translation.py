@@ -44,6 +44,8 @@ class TeacherForcing(keras.callbacks.Callback):
 class TranslationRecipe(TextRecipe):
     """A network that reads a text and writes another."""
 
+    epochs: int | None = None
+    """Passes over the training data; default: as many as make 1,200 steps, from 4 to 60."""
     data: str = "dates"
     """`dates` (embedded: dates as people write them, to ISO form), the file of the sources, a line
     each, plain or .gz, or a folder with train, val and test files in both languages."""
@@ -74,6 +76,7 @@ class TranslationRecipe(TextRecipe):
     0, 0.5, 1, 1.5 and 2 with the best BLEU on the validation texts."""
 
     task: ClassVar[str] = "translation"
+    usual_steps: ClassVar[int] = 1200
 
     def check(self) -> None:
         super().check()
