@@ -93,7 +93,7 @@ def main() -> None:
         "Images a second at 32x32, of processes pinned to one core each and of two free to use "
         "both; whole epochs, validation and checkpoints included.\n"
     )
-    print(table(["model", "batch", *WAYS, "efficiency", "not pinned"], rows))
+    print(table(["model", "batch", *WAYS, "efficiency", "efficiency, not pinned"], rows))
 
 
 if __name__ == "__main__":

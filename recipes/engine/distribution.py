@@ -429,9 +429,10 @@ class _Watcher(threading.Thread):
         return " and ".join(f"Process {i}{host}" for i, host in zip(processes, hosts, strict=True))
 
     def obituary(self, processes: list[int]) -> str:
+        """Return what to say of processes that live no more; none: of one that is not known."""
         who = self.names(processes) or "A process, which the lines above name,"
-        s = "" if len(processes) > 1 else "s"
-        return f"{who} no longer answer{s}: dead, or cut off. {_RESUME}"
+        verb = "answer" if len(processes) > 1 else "answers"
+        return f"{who} no longer {verb}: dead, or cut off. {_RESUME}"
 
 
 def _by_process(entries: list[tuple[str, str]]) -> list[tuple[int, str]]:

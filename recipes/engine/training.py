@@ -432,7 +432,7 @@ class Recipe(abc.ABC):
         if left:
             print(
                 f"Validation leaves out {left} of {len(data.validation)} examples, as {devices} "
-                "devices take equal shares; an epoch of training, those that fill no batch."
+                "devices take equal shares; training leaves out what fills no batch of an epoch."
             )
         return math.ceil(max(batch, 64) / devices) * devices
 

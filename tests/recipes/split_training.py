@@ -42,12 +42,12 @@ class Kept(keras.callbacks.Callback):
     Args:
         path: where.
         die: in the middle of this epoch.
-        signal: what to die of.
+        by: the signal to die by.
     """
 
-    def __init__(self, path: Path, die: int | None, signal: int):
+    def __init__(self, path: Path, die: int | None, by: int):
         super().__init__()
-        self.path, self.die, self.signal, self.losses = path, die, signal, []
+        self.path, self.die, self.by, self.losses = path, die, by, []
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -55,7 +55,7 @@ class Kept(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.losses.append(float(logs["loss"]))
         if self.epoch + 1 == self.die and batch == 1:
-            os.kill(os.getpid(), self.signal)
+            os.kill(os.getpid(), self.by)
 
     def on_train_end(self, logs=None):
         weights = [keras.ops.convert_to_numpy(v).ravel() for v in self.model.variables]
