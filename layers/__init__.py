@@ -2,16 +2,9 @@
 
 from tiffin.layers.activations import Maxout, MaxoutConv2D, PReLU
 from tiffin.layers.adversarial import ToPixels, discriminator_loss, generator_loss
-from tiffin.layers.anchors import (
-    anchor_shapes,
-    grid_anchors,
-    kmeans_anchors,
-    ssd_boxes,
-    ssd_scales,
-)
+from tiffin.layers.anchors import anchor_shapes, grid_anchors, kmeans_anchors, ssd_boxes, ssd_scales
 from tiffin.layers.attention import BahdanauAttention, LuongAttention
 from tiffin.layers.box_losses import (
-    L2Normalization,
     binary_cross_entropy,
     focal_loss,
     smooth_l1,
@@ -64,12 +57,7 @@ from tiffin.layers.margin import (
     MarginAnnealing,
     MarginSoftmax,
 )
-from tiffin.layers.matching import (
-    balanced_sample,
-    hardest,
-    match,
-    take_objects,
-)
+from tiffin.layers.matching import balanced_sample, hardest, match, take_objects
 from tiffin.layers.network import (
     Top,
     classification_head,
@@ -82,16 +70,12 @@ from tiffin.layers.network import (
 from tiffin.layers.normalization import (
     BatchNormalization,
     ImageNormalization,
+    L2Normalization,
     LocalResponseNormalization,
 )
 from tiffin.layers.pair_losses import ContrastiveLoss, TripletLoss, pairwise_distances
-from tiffin.layers.pooling import overlapping_max_pooling
-from tiffin.layers.proposals import (
-    DecodeRegions,
-    Proposals,
-    PyramidRoIAlign,
-    feature_pyramid,
-)
+from tiffin.layers.pooling import overlapping_max_pooling, padded_max_pooling
+from tiffin.layers.proposals import DecodeRegions, Proposals, PyramidRoIAlign, feature_pyramid
 from tiffin.layers.recurrent import (
     CoupledLSTMCell,
     GRUCell,
@@ -101,12 +85,7 @@ from tiffin.layers.recurrent import (
     SimpleRNNCell,
 )
 from tiffin.layers.region_losses import proposal_losses, region_losses, sample_regions
-from tiffin.layers.regions import (
-    RoIAlign,
-    RoIPool,
-    SpatialPyramidPooling,
-    WarpedRegions,
-)
+from tiffin.layers.regions import RoIAlign, RoIPool, SpatialPyramidPooling, WarpedRegions
 from tiffin.layers.residual import (
     ZeroPaddedShortcut,
     basic_block,
@@ -115,7 +94,6 @@ from tiffin.layers.residual import (
     inverted_residual,
     make_divisible,
     padded_conv,
-    padded_max_pooling,
 )
 from tiffin.layers.separable import depthwise_conv, separable_block
 from tiffin.layers.shuffle import (

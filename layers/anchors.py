@@ -105,7 +105,7 @@ def ssd_boxes(
     return np.concatenate(boxes)
 
 
-def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0, rounds: int = 100) -> np.ndarray:
+def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Find anchor sides that fit the boxes of a data set.
 
     Redmon and Farhadi 2016 (arXiv 1612.08242), section 2: k-means under the distance `1 - IoU` of
@@ -115,7 +115,6 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0, rounds: int = 1
         sizes: `[n, 2]`, heights and widths, positive.
         count: of anchors.
         seed: of the starts.
-        rounds: of moving the means, at most, for each start.
 
     Returns:
         Float32 `[count, 2]`, heights and widths, the smallest area first.
@@ -130,29 +129,24 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0, rounds: int = 1
             f"{len(np.unique(sizes, axis=0))}."
         )
     random = np.random.default_rng(seed)
-    found = [_kmeans(sizes, count, random, rounds) for _ in range(10)]
+    found = [_kmeans(sizes, count, random) for _ in range(10)]
     best = max(found, key=lambda means: shape_iou(sizes, means).max(1).mean())
     return best[np.argsort(best.prod(1), kind="stable")].astype(np.float32)
 
 
-def _kmeans(sizes: np.ndarray, count: int, random, rounds: int) -> np.ndarray:
+def _kmeans(sizes: np.ndarray, count: int, random) -> np.ndarray:
     means = sizes[[random.integers(len(sizes))]]
     while len(means) < count:
         far = (1 - shape_iou(sizes, means).max(1)).clip(0) + 1e-12
         far[(sizes[:, None] == means).all(-1).any(1)] = 0
         means = np.append(means, sizes[[random.choice(len(sizes), p=far / far.sum())]], 0)
-    nearest = None
-    for _ in range(rounds):
-        before, nearest = nearest, shape_iou(sizes, means).argmax(1)
-        if before is not None and (before == nearest).all():
+    for _ in range(100):
+        nearest = shape_iou(sizes, means).argmax(1)
+        before, means = means, means.copy()
+        for k in {*nearest}:  # a mean that nothing is nearest to stays where it is
+            means[k] = sizes[nearest == k].mean(0)
+        if (means == before).all():
             break
-        # A mean that nothing is nearest to stays where it is.
-        means = np.stack(
-            [
-                sizes[nearest == k].mean(0) if (nearest == k).any() else means[k]
-                for k in range(count)
-            ]
-        )
     return means
 
 

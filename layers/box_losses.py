@@ -1,6 +1,5 @@
 """Losses of detectors, element by element: which of them count is the caller's affair."""
 
-import keras
 from keras import ops
 
 from tiffin.layers.boxes import tensors
@@ -61,45 +60,3 @@ def sparse_cross_entropy(target, logits):
     target, logits = tensors(target, logits)
     chosen = ops.one_hot(target, logits.shape[-1], dtype=logits.dtype)
     return ops.logsumexp(logits, axis=-1) - ops.sum(chosen * logits, axis=-1)
-
-
-@keras.saving.register_keras_serializable("tiffin")
-class L2Normalization(keras.layers.Layer):
-    """Every cell's channels to length 1, times a learned scale for each channel.
-
-    Liu et al. 2016 (SSD, arXiv 1512.02325), section 3.1, after ParseNet: conv4_3's features are
-    larger than those of the maps after it; a scale of 20 brings them near.
-
-    Args:
-        initial_scale: 20 in the paper.
-        epsilon: the smallest length that is divided by.
-        **kwargs: `name`, `dtype`.
-
-    Call arguments:
-        x: float `[..., channels]`.
-
-    Returns:
-        The same shape.
-    """
-
-    def __init__(self, initial_scale: float = 20.0, epsilon: float = 1e-12, **kwargs):
-        super().__init__(**kwargs)
-        self.initial_scale, self.epsilon = initial_scale, epsilon
-
-    def build(self, input_shape):
-        self.scale = self.add_weight(
-            shape=(input_shape[-1],),
-            initializer=keras.initializers.Constant(self.initial_scale),
-            name="scale",
-        )
-
-    def call(self, x):
-        squares = ops.sum(ops.square(ops.cast(x, "float32")), axis=-1, keepdims=True)
-        inverse = ops.rsqrt(ops.maximum(squares, self.epsilon**2))
-        return x * ops.cast(inverse, x.dtype) * ops.cast(self.scale, x.dtype)
-
-    def get_config(self):
-        return super().get_config() | {
-            "initial_scale": self.initial_scale,
-            "epsilon": self.epsilon,
-        }

@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from tiffin.layers.normalization import BatchNormalization
+from tiffin.layers.residual import padded_conv
 
 
 def dense_layer(
@@ -44,15 +45,7 @@ def dense_layer(
 
 
 def dense_block(
-    x: keras.KerasTensor,
-    repeats: int,
-    growth_rate: int,
-    *,
-    name: str,
-    bottleneck: bool = True,
-    drop_rate: float = 0.0,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
+    x: keras.KerasTensor, repeats: int, growth_rate: int, *, name: str, **options
 ) -> keras.KerasTensor:
     """Apply `repeats` dense layers (Huang et al. 2017, figure 1).
 
@@ -61,25 +54,14 @@ def dense_block(
         repeats: number of dense layers.
         growth_rate: new channels of each, the paper's k.
         name: prefix; the layers' own are `{name}_block1` and so on.
-        bottleneck: see `dense_layer`.
-        drop_rate: see `dense_layer`.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        **options: `bottleneck`, `drop_rate`, `epsilon` and `momentum` of `dense_layer`.
 
     Returns:
         `[batch, height, width, channels + repeats * growth_rate]`, the input's channels first. It
         is not normalised and has no ReLU behind it: whoever reads it begins with its own.
     """
     for repeat in range(repeats):
-        x = dense_layer(
-            x,
-            growth_rate,
-            name=f"{name}_block{repeat + 1}",
-            bottleneck=bottleneck,
-            drop_rate=drop_rate,
-            epsilon=epsilon,
-            momentum=momentum,
-        )
+        x = dense_layer(x, growth_rate, name=f"{name}_block{repeat + 1}", **options)
     return x
 
 
@@ -118,12 +100,5 @@ def _activate(x, name, bn):
 
 
 def _convolve(x, filters, kernel_size, name, drop_rate):
-    x = layers.Conv2D(
-        filters,
-        kernel_size,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
+    x = padded_conv(x, filters, kernel_size, name=name)
     return layers.Dropout(drop_rate, name=f"{name}_dropout")(x) if drop_rate else x

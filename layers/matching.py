@@ -63,13 +63,12 @@ def match(overlap, positive: float, negative: float, bipartite: bool = True, val
     return ops.where(ops.any(mine, axis=1), owner, result)
 
 
-def take_objects(values, matched, background=0):
-    """Return each anchor's object's value.
+def take_objects(values, matched):
+    """Return each anchor's object's value, 0 for an anchor without one.
 
     Args:
         values: `[batch, objects]` or `[batch, objects, n]`, such as classes or boxes.
         matched: int `[batch, anchors]` from `match`.
-        background: what anchors without an object get.
 
     Returns:
         `[batch, anchors]` or `[batch, anchors, n]`.
@@ -77,7 +76,7 @@ def take_objects(values, matched, background=0):
     values, matched = tensors(values, matched)
     taken = take_rows(values, ops.maximum(matched, 0))
     mine = ops.reshape(matched >= 0, (*ops.shape(matched), *[1] * (len(values.shape) - 2)))
-    return ops.where(mine, taken, ops.cast(background, taken.dtype))
+    return ops.where(mine, taken, 0)
 
 
 def hardest(losses, candidates, count):
@@ -115,10 +114,7 @@ def balanced_sample(positive, negative, size: int, share: float, noise):
     Returns:
         Bool `[batch, n]`.
     """
-    positives = hardest(noise, positive, _full(positive, round(size * share)))
+    most = ops.full_like(positive[:, 0], round(size * share), dtype="int32")
+    positives = hardest(noise, positive, most)
     taken = ops.sum(ops.cast(positives, "int32"), axis=-1)
     return positives | hardest(noise, negative, size - taken)
-
-
-def _full(like, value: int):
-    return ops.zeros_like(like[:, 0], dtype="int32") + value

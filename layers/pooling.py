@@ -27,3 +27,19 @@ def overlapping_max_pooling(x: keras.KerasTensor, *, name: str) -> keras.KerasTe
     elif not all(odd):
         x = layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x)
     return layers.MaxPooling2D(3, 2, padding, name=name)(x)
+
+
+def padded_max_pooling(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
+    """Take the maximum of 3x3 windows at a stride of 2, with one pixel of zeros on every side.
+
+    The pooling of ResNet's stem in torch and keras.applications.
+
+    Args:
+        x: float `[batch, height, width, channels]`.
+        name: prefix of the layers `{name}_pad` and `{name}_pool`.
+
+    Returns:
+        `[batch, ceil(height / 2), ceil(width / 2), channels]`.
+    """
+    x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
+    return layers.MaxPooling2D(3, 2, name=f"{name}_pool")(x)

@@ -103,7 +103,7 @@ class Proposals(keras.layers.Layer):
         }
 
 
-def feature_pyramid(maps: Sequence[keras.KerasTensor], filters: int = 256, name: str = "fpn"):
+def feature_pyramid(maps: Sequence[keras.KerasTensor], filters: int = 256):
     """Carry what coarse maps know into the fine ones.
 
     Lin et al. 2017 (arXiv 1612.03144), section 3.
@@ -112,19 +112,18 @@ def feature_pyramid(maps: Sequence[keras.KerasTensor], filters: int = 256, name:
         maps: float `[batch, height, width, channels]`, the finest first, each half as high and wide
             as the one before.
         filters: channels of all results.
-        name: prefix of the layers.
 
     Returns:
         As many maps of the same sides.
     """
     inner = [
-        layers.Conv2D(filters, 1, name=f"{name}_inner{i}")(x) for i, x in enumerate(maps, start=1)
+        layers.Conv2D(filters, 1, name=f"fpn_inner{i}")(x) for i, x in enumerate(maps, start=1)
     ]
     for i in range(len(inner) - 2, -1, -1):
-        above = layers.UpSampling2D(2, name=f"{name}_up{i + 1}")(inner[i + 1])
-        inner[i] = layers.Add(name=f"{name}_sum{i + 1}")([inner[i], above])
+        above = layers.UpSampling2D(2, name=f"fpn_up{i + 1}")(inner[i + 1])
+        inner[i] = layers.Add(name=f"fpn_sum{i + 1}")([inner[i], above])
     return [
-        layers.Conv2D(filters, 3, padding="same", name=f"{name}_layer{i}")(x)
+        layers.Conv2D(filters, 3, padding="same", name=f"fpn_layer{i}")(x)
         for i, x in enumerate(inner, start=1)
     ]
 

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 from tiffin.layers.convolution import GroupedConv2D
 from tiffin.layers.normalization import BatchNormalization
-from tiffin.layers.separable import depthwise_conv
+from tiffin.layers.separable import depthwise_conv, pointwise_conv
 from tiffin.layers.squeeze_excitation import squeeze_excitation
 
 
@@ -123,22 +123,6 @@ def conv_bn(
     """
     x = padded_conv(x, filters, kernel_size, stride, name=name, groups=groups)
     return BatchNormalization(epsilon=epsilon, momentum=momentum, name=f"{name}_bn")(x)
-
-
-def padded_max_pooling(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
-    """Take the maximum of 3x3 windows at a stride of 2, with one pixel of zeros on every side.
-
-    The pooling of ResNet's stem in torch and keras.applications.
-
-    Args:
-        x: float `[batch, height, width, channels]`.
-        name: prefix of the layers `{name}_pad` and `{name}_pool`.
-
-    Returns:
-        `[batch, ceil(height / 2), ceil(width / 2), channels]`.
-    """
-    x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
-    return layers.MaxPooling2D(3, 2, name=f"{name}_pool")(x)
 
 
 def basic_block(
@@ -288,29 +272,15 @@ def inverted_residual(
     if expansion < 1:
         raise ValueError(f"expansion={expansion} must be 1 or more.")
     bn = {"epsilon": epsilon, "momentum": momentum}
-    # As the authors' code draws every kernel, the depthwise ones too.
-    initializer = keras.initializers.TruncatedNormal
     skip, channels = x, x.shape[-1]
     if expansion > 1 if expand is None else expand:
-        x = layers.Conv2D(
-            expansion * channels,
-            1,
-            use_bias=False,
-            kernel_initializer=initializer(stddev=0.09),
-            name=f"{name}_expand",
-        )(x)
+        x = pointwise_conv(x, expansion * channels, name=f"{name}_expand")
         x = BatchNormalization(name=f"{name}_expand_BN", **bn)(x)
         x = layers.ReLU(6, name=f"{name}_expand_relu")(x)
     x = depthwise_conv(x, stride, name=f"{name}_depthwise", padding=padding)
     x = BatchNormalization(name=f"{name}_depthwise_BN", **bn)(x)
     x = layers.ReLU(6, name=f"{name}_depthwise_relu")(x)
-    x = layers.Conv2D(
-        filters,
-        1,
-        use_bias=False,
-        kernel_initializer=initializer(stddev=0.09),
-        name=f"{name}_project",
-    )(x)
+    x = pointwise_conv(x, filters, name=f"{name}_project")
     x = BatchNormalization(name=f"{name}_project_BN", **bn)(x)
     if stride == 1 and channels == filters:
         return layers.Add(name=f"{name}_add")([skip, x])

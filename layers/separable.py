@@ -48,6 +48,12 @@ def depthwise_conv(
     )(x)
 
 
+def pointwise_conv(x: keras.KerasTensor, filters: int, *, name: str) -> keras.KerasTensor:
+    """Apply a 1x1 convolution without bias, drawn as `depthwise_conv`'s kernel by default."""
+    initializer = keras.initializers.TruncatedNormal(stddev=0.09)
+    return layers.Conv2D(filters, 1, use_bias=False, kernel_initializer=initializer, name=name)(x)
+
+
 def separable_block(
     x: keras.KerasTensor,
     filters: int,
@@ -85,12 +91,6 @@ def separable_block(
     x = depthwise_conv(x, stride, name=f"conv_dw_{name}", padding=padding)
     x = BatchNormalization(name=f"conv_dw_{name}_bn", **bn)(x)
     x = layers.ReLU(max_value, name=f"conv_dw_{name}_relu")(x)
-    x = layers.Conv2D(
-        filters,
-        1,
-        use_bias=False,
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.09),
-        name=f"conv_pw_{name}",
-    )(x)
+    x = pointwise_conv(x, filters, name=f"conv_pw_{name}")
     x = BatchNormalization(name=f"conv_pw_{name}_bn", **bn)(x)
     return layers.ReLU(max_value, name=f"conv_pw_{name}_relu")(x)
