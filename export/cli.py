@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tiffin.export.errors import InputError, nearest
+from tiffin.export.errors import InputError, missing, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -680,6 +680,11 @@ def run(command: Callable[[], object]) -> int:
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("jax", "torch"):
+            raise
+        print(f"error: {missing(error, 'The backend that Keras is set to')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

@@ -1,7 +1,23 @@
 """What a user can do wrong, told in one paragraph: what happened, where, and how to mend it."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
+
+# What only some need, by its module: its name for pip, and the extra of this package that has it.
+OPTIONAL = {
+    "cv2": ("opencv-contrib-python-headless", "detection"),
+    "defusedxml": ("defusedxml", "detection"),
+    "importlib_resources": ("importlib_resources", "tfds"),
+    "jax": ("jax", "jax"),
+    "pycocotools": ("pycocotools", "detection"),
+    "sacrebleu": ("sacrebleu", "sequence"),
+    "sentencepiece": ("sentencepiece", "sequence"),
+    "tensorflow_datasets": ("tensorflow-datasets", "tfds"),
+    "torch": ("torch", "torch"),
+    "yaml": ("pyyaml", "detection"),
+}
 
 
 class InputError(ValueError):
@@ -10,6 +26,35 @@ class InputError(ValueError):
 
 class ExportError(InputError):
     """A model that cannot leave, or a file that was written and answers wrongly."""
+
+
+def optional(module: str, user: str) -> ModuleType:
+    """Import what only an extra of this package installs.
+
+    Args:
+        module: one of `OPTIONAL`, or a module in it.
+        user: what needs it, the beginning of the sentence.
+
+    Raises:
+        InputError: it is not installed; the message says how to mend it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing(error, user) from error
+
+
+def missing(error: ModuleNotFoundError, user: str) -> InputError:
+    """Return what to tell of a library that is not installed; `user` as in `optional`.
+
+    Raises:
+        ModuleNotFoundError: the same again, of a library that no extra brings.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name not in OPTIONAL:
+        raise error
+    package, extra = OPTIONAL[name]
+    return InputError(f'{user} needs {package}: pip install "tiffin[{extra}]"')
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tiffin.export import files, pictures
 from tiffin.export.documents import MANIFEST, VOCABULARY
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.metadata import LABELS_FILE, labels_text
 
 MARKER = "page.json"  # beside a page: what it consists of, and where its runtime comes from
@@ -278,9 +278,8 @@ def _scores(pieces: bytes) -> list[float | None] | None:
     """
     if not pieces:
         return None
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto.FromString(pieces)
+    protos = optional("sentencepiece.sentencepiece_model_pb2", "A vocabulary of pieces")
+    model = protos.ModelProto.FromString(pieces)
     kinds, rules = model.SentencePiece, model.normalizer_spec
     cut = model.trainer_spec.model_type == model.trainer_spec.UNIGRAM
     normal = rules.name in ("nmt_nfkc", "nfkc") and rules.add_dummy_prefix

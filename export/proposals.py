@@ -6,6 +6,8 @@ the most similar neighbours first, and each that comes about is proposed.
 
 import numpy as np
 
+from tiffin.export.errors import optional
+
 PROPOSALS = "proposals"  # the input of files that take them
 # The least region in pixels, and the granularity, in the two segmentations that are joined up.
 _SMALLEST, _SCALES, _BLUR = 20, (50.0, 150.0), 0.5
@@ -25,8 +27,7 @@ def selective_search(image: np.ndarray, number: int) -> np.ndarray:
     Returns:
         float32 `[number, 4]`, corners in pixels; where there are fewer, boxes without area follow.
     """
-    import cv2
-
+    cv2 = optional("cv2", "Selective search")
     part = cv2.ximgproc.segmentation
     image = np.ascontiguousarray(image[..., ::-1])
     search = part.createSelectiveSearchSegmentation()

@@ -13,7 +13,7 @@ import numpy as np
 
 from tiffin.export import recurrent
 from tiffin.export.documents import VOCABULARY
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 
 KINDS = ("characters", "words", "spaced words", "pieces")
 UNKNOWN = "<unk>"
@@ -93,9 +93,8 @@ class Vocabulary:
 
     @functools.cached_property
     def _processor(self):
-        from sentencepiece import SentencePieceProcessor
-
-        return SentencePieceProcessor(model_proto=self.pieces)
+        sentencepiece = optional("sentencepiece", "A vocabulary of pieces")
+        return sentencepiece.SentencePieceProcessor(model_proto=self.pieces)
 
 
 def split(kind: str, text: str) -> list[str]:
@@ -141,6 +140,8 @@ def read_vocabularies(path: Path) -> dict[str, Vocabulary]:
         if "source" in stored:
             return {side: from_description(stored[side]) for side in ("source", "target")}
         return {"": from_description(stored)}
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, binascii.Error) as error:
         raise InputError(
             f"{path} cannot be read as a vocabulary ({error}): copy it from the run that the model "

@@ -9,7 +9,7 @@ import numpy as np
 
 from tiffin.export import recurrent, runtime
 from tiffin.export.documents import MANIFEST, VOCABULARY
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.recurrent import LOGITS, NEXT, TOKEN, Run
 from tiffin.export.text import END, PAD, START, Vocabulary, read_vocabularies
 
@@ -341,9 +341,7 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
 
     Papineni et al. 2002; Post 2018, arXiv 1804.08771.
     """
-    import sacrebleu
-
-    return sacrebleu.corpus_bleu([*texts], [[*references]]).score
+    return optional("sacrebleu", "BLEU").corpus_bleu([*texts], [[*references]]).score
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
@@ -351,6 +349,4 @@ def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
 
     Popović 2015, by sacreBLEU's own settings.
     """
-    import sacrebleu
-
-    return sacrebleu.corpus_chrf([*texts], [[*references]]).score
+    return optional("sacrebleu", "chrF").corpus_chrf([*texts], [[*references]]).score

@@ -8,6 +8,7 @@ import numpy as np
 
 from tiffin.export import files, recurrent, runtime, stage, verify
 from tiffin.export.convert import Interface
+from tiffin.export.errors import optional
 from tiffin.export.recurrent import TOKEN
 from tiffin.export.steps import translator_parts
 from tiffin.export.text import END, PAD, START, from_description
@@ -84,6 +85,7 @@ def export_translator(
         given[ENCODER]["calibration"] = source
         given[DECODER]["calibration"] = encode(source) | {TOKEN: calibration["target"]}
     if evaluation is not None:
+        optional("sacrebleu", "BLEU")  # before the long part
         pairs, following = evaluation
         source = {SOURCE: np.asarray(pairs[SOURCE], np.int32)}
         targets = {"given": np.asarray(pairs["target"], np.int32), "following": following}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.files import make_folder, replacing
 
 SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
@@ -101,7 +101,6 @@ def writing_video(
 def _cv2():
     # FFmpeg and OpenCV write their own complaints to standard error; ours say what to do.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import cv2
-
+    cv2 = optional("cv2", "A video")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.images import SUFFIXES, image_size
 
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
@@ -166,8 +166,7 @@ def _voc(root: Path, problems: Problems) -> dict[str, list[Picture]]:
 
 
 def _voc_picture(root: Path, name: str, images: dict, problems: Problems) -> Picture | None:
-    from defusedxml import DefusedXmlException, ElementTree
-
+    xml = optional("defusedxml.ElementTree", "A folder in Pascal VOC form")
     file = inside(root / "Annotations", f"{name}.xml")
     if file is None:
         problems.add("Picture skipped", f"'{name}' leads out of {root / 'Annotations'}")
@@ -176,8 +175,8 @@ def _voc_picture(root: Path, name: str, images: dict, problems: Problems) -> Pic
         problems.add("Picture skipped", f"{root / 'JPEGImages'} has no picture of {file.name}")
         return None
     try:
-        tree = ElementTree.parse(file, forbid_dtd=True).getroot()
-    except (OSError, ElementTree.ParseError, DefusedXmlException, UnicodeError) as error:
+        tree = xml.parse(file, forbid_dtd=True).getroot()
+    except (OSError, xml.ParseError, ValueError) as error:
         # A picture without a file is not one without objects: somebody forgot it.
         problems.add("Picture skipped", f"{file} cannot be read ({type(error).__name__}: {error})")
         return None
@@ -277,10 +276,9 @@ def _coco_pictures(path: Path, table: dict, root: Path, problems: Problems):
 
 
 def _yolo(root: Path, problems: Problems):
-    import yaml
-
     settings, classes = {}, None
     if (root / "data.yaml").exists():
+        yaml = optional("yaml", "A folder in YOLO form with data.yaml")
         try:
             settings = yaml.safe_load(_text(root / "data.yaml")) or {}
             names = settings.get("names")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiffin.export.errors import InputError, nearest
+from tiffin.export.errors import InputError, nearest, optional
 from tiffin.export.images import SUFFIXES, load_image
 from tiffin.recipes.engine.augmentation import Chance
 from tiffin.recipes.engine.distribution import ALONE, Place, several
@@ -421,8 +421,10 @@ def tfds_builder(name: str, data_dir: Path | None, folder: str):
         InputError: no such data set or folder, or no way to get it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow_datasets as tfds
-
+    tfds = optional(
+        "tensorflow_datasets",
+        f"--data {name} is neither 'digits', nor a folder here; a TFDS data set",
+    )
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"There is no folder {data_dir}: check the path given to --data-dir.")
     try:

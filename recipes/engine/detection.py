@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
 from tiffin.export.proposals import PROPOSALS
@@ -114,6 +114,7 @@ class Detection(ImageRecipe):
             raise InputError(f"--detections {self.detections}: it must be at least 1.")
         if self.backbone and registry.find(self.backbone).task != "classification":
             raise InputError(f"--backbone {self.backbone} is no classification network.")
+        optional("pycocotools", "Detection")  # at the very end, to evaluate
 
     @property
     def default_size(self) -> int:

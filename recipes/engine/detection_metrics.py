@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from tiffin.export.errors import optional
+
 Found = Sequence[dict[str, np.ndarray]]
 KINDS = ("localisation", "class", "both", "duplicate", "background", "missed")
 
@@ -134,8 +136,8 @@ def coco(truth: Found, found: Found, classes: int) -> dict[str, float]:
         `AP` (IoU 0.50 to 0.95), `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large` (areas below
         32^2, to 96^2, above), `AR_1`, `AR_10`, `AR_100`; NaN where there are no such objects.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    COCO = optional("pycocotools.coco", "Detection").COCO
+    COCOeval = optional("pycocotools.cocoeval", "Detection").COCOeval
 
     def corners_to_sides(boxes):
         y1, x1, y2, x2 = np.asarray(boxes, np.float64).reshape(-1, 4).T

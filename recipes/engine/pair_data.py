@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.text import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, split
 from tiffin.recipes.engine.distribution import ALONE, Place
 from tiffin.recipes.engine.text_data import TEST_SHARE, VALIDATION_SHARE, part_files, read_text
@@ -331,8 +331,7 @@ def make_vocabulary(kind: str, texts: Sequence[str], size: int) -> Vocabulary:
 
 def _pieces(texts: Sequence[str], size: int) -> Vocabulary:
     """Return pieces by SentencePiece's unigram model (Kudo 2018, arXiv 1804.10959)."""
-    import sentencepiece
-
+    sentencepiece = optional("sentencepiece", "A vocabulary of pieces")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

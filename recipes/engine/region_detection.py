@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import keras
 from keras import ops
 
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.proposals import PROPOSALS
 from tiffin.layers import DecodeRegions, region_losses, sample_regions
 from tiffin.recipes.engine.box_data import BoxData
@@ -103,6 +103,7 @@ class GivenRegions(RegionDetection):
                 f"--regions {self.regions} are drawn from --proposals {self.proposals}: give as "
                 "many or fewer."
             )
+        optional("cv2", "Selective search")
 
     def load_data(self) -> BoxData:
         return propose(super().load_data(), self.proposals)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.files import make_folder, replacing
 from tiffin.export.proposals import selective_search
 from tiffin.recipes.engine.box_data import BoxData, BoxSplit
@@ -58,8 +58,7 @@ def _fingerprint(split: BoxSplit, number: int) -> str:
 
 
 def _searched(split: BoxSplit, number: int, part: str) -> np.ndarray:
-    import cv2
-
+    cv2 = optional("cv2", "Selective search")
     cv2.setNumThreads(1)  # a picture a thread is faster
 
     def search(index: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tiffin.export import recurrent, text, translation
 from tiffin.export.documents import VOCABULARY
-from tiffin.export.errors import InputError
+from tiffin.export.errors import InputError, optional
 from tiffin.export.files import write_json, write_text
 from tiffin.export.steps import translator_parts
 from tiffin.recipes.engine import report
@@ -90,6 +90,7 @@ class TranslationRecipe(TextRecipe):
             raise InputError(
                 f"--teacher-forcing {' '.join(map(str, self.truth()))}: they are shares, 0 to 1."
             )
+        optional("sacrebleu", "Translation")  # at the very end, to evaluate
 
     def truth(self) -> tuple[float, float]:
         """Return the share of right words in the first epoch and in the last."""
