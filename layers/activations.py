@@ -77,7 +77,7 @@ class Maxout(keras.layers.Layer):
         inner = self.linear.get_config()
         keys = ("use_bias", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
         own = {"units": self.units, "pieces": self.pieces}
-        return {**super().get_config(), **own, **{key: inner[key] for key in keys}}
+        return super().get_config() | own | {key: inner[key] for key in keys}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -152,7 +152,7 @@ class MaxoutConv2D(keras.layers.Layer):
         keys = ("kernel_size", "strides", "padding", "use_bias", "kernel_initializer")
         keys += ("kernel_regularizer", "kernel_constraint")
         own = {"filters": self.filters, "pieces": self.pieces}
-        return {**super().get_config(), **own, **{key: inner[key] for key in keys}}
+        return super().get_config() | own | {key: inner[key] for key in keys}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -233,8 +233,7 @@ class PReLU(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        return {
-            **super().get_config(),
+        return super().get_config() | {
             "shared_axes": self.shared_axes,
             "alpha_initializer": keras.initializers.serialize(self.alpha_initializer),
             "alpha_regularizer": keras.regularizers.serialize(self.alpha_regularizer),

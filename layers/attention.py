@@ -33,6 +33,7 @@ class Attention(keras.layers.Layer, abc.ABC):
 
     def call(self, query, keys, mask=None, values=None):
         steps = query if len(query.shape) == 3 else query[:, None]
+        mask = None if mask is None else ops.cast(mask, self.compute_dtype)[:, None]
         weights = self.weigh(steps, keys, mask)
         context = ops.matmul(weights, keys if values is None else values)
         if len(query.shape) == 3:
@@ -40,21 +41,17 @@ class Attention(keras.layers.Layer, abc.ABC):
         return ops.squeeze(context, 1), ops.squeeze(weights, 1)
 
     def weigh(self, query, keys, mask):
-        """Return the weights `[batch, steps, length]` for queries of all steps."""
+        """Return the weights `[batch, steps, length]` for queries of all steps.
+
+        The mask is float `[batch, 1, length]`, 0 where there is padding, or None.
+        """
         return self.masked_softmax(self.score(query, keys), mask)
 
     @staticmethod
     def masked_softmax(scores, mask):
-        """Return softmax over the last axis, as if what is masked were not there.
-
-        Args:
-            scores: float `[batch, steps, length]`.
-            mask: bool, to be broadcast to it or `[batch, length]`; None for none.
-        """
+        """Return softmax over the last axis, as if what a mask has as 0 were not there."""
         if mask is None:
             return ops.softmax(scores)
-        mask = ops.cast(mask, scores.dtype)
-        mask = mask[:, None] if len(mask.shape) == 2 else mask
         # Not minus a billion: in int8 no two other scores would differ then. With the least score
         # in the place of what is masked the softmax is in range, and what it gets is taken away.
         least = ops.min(scores, axis=-1, keepdims=True)
@@ -119,7 +116,7 @@ class BahdanauAttention(Attention):
         return additive_score(ops.matmul(query, self.query_kernel), keys, self.v)
 
     def get_config(self):
-        return {**super().get_config(), "units": self.units, "project_keys": self.project_keys}
+        return super().get_config() | {"units": self.units, "project_keys": self.project_keys}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -189,8 +186,7 @@ class LuongAttention(Attention):
         if not self.window:
             return super().weigh(query, keys, mask)
         scores = self.score(query, keys)
-        here = ops.ones_like(scores[:, :1]) if mask is None else ops.cast(mask, scores.dtype)
-        here = here if len(here.shape) == 3 else here[:, None]
+        here = ops.ones_like(scores[:, :1]) if mask is None else mask
         hidden = ops.tanh(ops.matmul(query, self.position_kernel))
         p = ops.sum(hidden * self.position_v, axis=-1, keepdims=True)
         p = ops.sum(here, axis=-1, keepdims=True) * ops.sigmoid(p)
@@ -201,4 +197,4 @@ class LuongAttention(Attention):
 
     def get_config(self):
         own = {"kind": self.kind, "units": self.units, "window": self.window}
-        return {**super().get_config(), **own}
+        return super().get_config() | own

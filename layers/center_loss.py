@@ -65,4 +65,4 @@ class CenterLoss(keras.layers.Layer):
 
     def get_config(self):
         own = {"alpha": self.alpha, "trainable_centers": self.trainable_centers}
-        return {**super().get_config(), "classes": self.classes, **own}
+        return super().get_config() | {"classes": self.classes} | own

@@ -104,7 +104,7 @@ class Decoder(keras.layers.Layer):
         names = ("tokens", "states", "dropout", "mixed", "seed")
         own = {name: getattr(self, name) for name in names}
         own["step"] = keras.saving.serialize_keras_object(self.step)
-        return {**super().get_config(), **own}
+        return super().get_config() | own
 
     @classmethod
     def from_config(cls, config):

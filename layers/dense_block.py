@@ -29,8 +29,7 @@ def dense_layer(
             `{name}_1_conv`, `{name}_1_bn` and `{name}_1_relu`; `{name}_2_conv`, `{name}_concat`.
         bottleneck: whether the 1x1 convolution is there.
         drop_rate: of dropout after every convolution, in [0, 1).
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, height, width, channels + growth_rate]`, the new channels last.
@@ -83,8 +82,7 @@ def transition(
         filters: channels of the output, theta * channels in the paper (compression).
         name: prefix of the layers `{name}_bn`, `{name}_relu`, `{name}_conv` and `{name}_pool`.
         drop_rate: of dropout after the convolution, in [0, 1).
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, height // 2, width // 2, filters]`.

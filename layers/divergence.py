@@ -55,9 +55,7 @@ def kl_divergence(p, q, from_logits: bool = False):
     """Return KL(p || q) = H(p, q) - H(p) in nats.
 
     Args:
-        p: true probabilities, float `[..., classes]`, which sum to 1.
-        q: predicted ones of the same shape, or logits.
-        from_logits: whether q holds logits: exact, however large they are.
+        p, q, from_logits: as for `cross_entropy`.
 
     Returns:
         Float `[...]`, at least 0 but for rounding, infinite where q rules out what p does not.
@@ -87,4 +85,4 @@ class KLDivergence(keras.losses.Loss):
         return kl_divergence(ops.cast(y_true, y_pred.dtype), y_pred, self.from_logits)
 
     def get_config(self):
-        return {**super().get_config(), "from_logits": self.from_logits}
+        return super().get_config() | {"from_logits": self.from_logits}

@@ -48,7 +48,7 @@ class ScaledResidual(keras.layers.Layer):
         return input_shape[0]
 
     def get_config(self):
-        return {**super().get_config(), "scale": self.scale}
+        return super().get_config() | {"scale": self.scale}
 
 
 def factorized_inception(

@@ -44,8 +44,7 @@ def conv_relu(
         initializer: of the kernel.
         bn_scale: whether batch normalisation has the factor gamma. The next layer can take its
             place behind a ReLU, and the authors leave it out.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, new height, new width, new channels]`.

@@ -103,8 +103,7 @@ class MarginSoftmax(keras.layers.Layer):
         return ops.logsumexp(logits, axis=-1) - ops.squeeze(own, -1)
 
     def get_config(self):
-        return {
-            **super().get_config(),
+        return super().get_config() | {
             "classes": self.classes,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
@@ -166,7 +165,7 @@ class _MultiplicativeMargin(MarginSoftmax):
 
     def get_config(self):
         own = {"margin": self.margin, "annealing": self.initial_annealing}
-        return {**super().get_config(), **own}
+        return super().get_config() | own
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -206,14 +205,7 @@ class ASoftmax(_MultiplicativeMargin):
     and no bias. The authors' code eases in with lambda = max(5, 1000 / (1 + 0.12 * step)), the
     default of `MarginAnnealing`. m = 1 is the paper's modified softmax.
 
-    Args:
-        classes: number of classes, at least 2.
-        margin: m, from 1 to 4.
-        annealing: lambda at the start, at least 0; kept as a weight, `annealing`.
-        **kwargs: see `MarginSoftmax`, as for the call.
-
-    Raises:
-        ValueError: an argument outside its range.
+    Arguments, call, returns and errors: see `LSoftmax`.
     """
 
 
@@ -233,7 +225,7 @@ class _Normalized(MarginSoftmax):
         return self.scale
 
     def get_config(self):
-        return {**super().get_config(), "margin": self.margin, "scale": self.scale}
+        return super().get_config() | {"margin": self.margin, "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable("tiffin")

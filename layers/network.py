@@ -134,11 +134,7 @@ def classifier(
 
 
 def hidden_layers(
-    x: keras.KerasTensor,
-    units: int,
-    dropout: float,
-    *,
-    names: tuple[str, ...],
+    x: keras.KerasTensor, units: int, dropout: float, *, names: tuple[str, ...]
 ) -> keras.KerasTensor:
     """Apply fully connected layers with ReLU, and dropout between them.
 

@@ -61,7 +61,7 @@ class ImageNormalization(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        return super().get_config() | {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -210,7 +210,7 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     def get_config(self):
         own = {"n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}
-        return {**super().get_config(), **own}
+        return super().get_config() | own
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -249,7 +249,4 @@ class L2Normalization(keras.layers.Layer):
         return x * ops.cast(inverse, x.dtype) * ops.cast(self.scale, x.dtype)
 
     def get_config(self):
-        return super().get_config() | {
-            "initial_scale": self.initial_scale,
-            "epsilon": self.epsilon,
-        }
+        return super().get_config() | {"initial_scale": self.initial_scale, "epsilon": self.epsilon}

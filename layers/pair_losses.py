@@ -75,11 +75,7 @@ class ContrastiveLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self,
-        margin: float = 1.0,
-        balanced: bool = False,
-        name: str = "contrastive_loss",
-        **kwargs,
+        self, margin: float = 1.0, balanced: bool = False, name: str = "contrastive_loss", **kwargs
     ):
         super().__init__(name=name, **kwargs)
         if not margin > 0:
@@ -97,7 +93,7 @@ class ContrastiveLoss(keras.losses.Loss):
         return ops.mean(losses, axis=-1)
 
     def get_config(self):
-        return {**super().get_config(), "margin": self.margin, "balanced": self.balanced}
+        return super().get_config() | {"margin": self.margin, "balanced": self.balanced}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -170,4 +166,4 @@ class TripletLoss(keras.losses.Loss):
 
     def get_config(self):
         own = {"margin": self.margin, "mining": self.mining, "squared": self.squared}
-        return {**super().get_config(), **own}
+        return super().get_config() | own

@@ -225,7 +225,7 @@ class LSTMCell(Cell):
         return [gate(o) * self.squashed(c), c]
 
     def get_config(self):
-        return {**super().get_config(), "unit_forget_bias": self.unit_forget_bias}
+        return super().get_config() | {"unit_forget_bias": self.unit_forget_bias}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -336,7 +336,7 @@ class GRUCell(Cell):
         return [z * states[0] + (1 - z) * self.activation(xg + hg)]
 
     def get_config(self):
-        return {**super().get_config(), "reset_after": self.reset_after}
+        return super().get_config() | {"reset_after": self.reset_after}
 
 
 @keras.saving.register_keras_serializable("tiffin")

@@ -57,7 +57,7 @@ class ZeroPaddedShortcut(keras.layers.Layer):
         return (batch, *(None if n is None else -(-n // self.stride) for n in size), self.filters)
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "stride": self.stride}
+        return super().get_config() | {"filters": self.filters, "stride": self.stride}
 
 
 def padded_conv(
@@ -146,8 +146,7 @@ def basic_block(
         shortcut: where shape changes, "projection" (1x1 convolution and BN; option B) or
             "identity" (zero-padded, no parameters; option A). Elsewhere the identity always.
         se_reduction: `reduction` of squeeze-and-excitation before the sum; None: without it.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), filters]`, after the last ReLU.
@@ -198,8 +197,7 @@ def bottleneck_block(
         groups: of the 3x3 convolution.
         se_reduction: `reduction` of squeeze-and-excitation before the sum; None: without it.
         shortcut_kernel: height and width of the projection's kernel; 3 in SENet-154.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), 4 * filters]`, after the last ReLU.
@@ -260,8 +258,7 @@ def inverted_residual(
             `expansion` is above 1.
         padding: of the depthwise convolution, see `depthwise_conv`.
         name: prefix of the layers, such as `block_1`.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), filters]`.

@@ -7,12 +7,7 @@ from tiffin.layers.normalization import BatchNormalization
 
 
 def depthwise_conv(
-    x: keras.KerasTensor,
-    stride: int = 1,
-    *,
-    name: str,
-    padding: str = "same",
-    stddev: float = 0.09,
+    x: keras.KerasTensor, stride: int = 1, *, name: str, padding: str = "same", stddev: float = 0.09
 ) -> keras.KerasTensor:
     """Apply one 3x3 kernel to every channel, without bias.
 
@@ -78,8 +73,7 @@ def separable_block(
             `_relu`; those of keras.applications, where it is a number.
         padding: see `depthwise_conv`.
         max_value: where ReLU saturates: 6, as in the authors' code, or None, as in the paper.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), filters]`.

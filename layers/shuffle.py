@@ -58,7 +58,7 @@ class ChannelShuffle(keras.layers.Layer):
         return tuple(input_shape)
 
     def get_config(self):
-        return {**super().get_config(), "groups": self.groups}
+        return super().get_config() | {"groups": self.groups}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -94,7 +94,7 @@ class ChannelSplit(keras.layers.Layer):
         return [(*input_shape[:-1], input_shape[-1] // self.parts)] * self.parts
 
     def get_config(self):
-        return {**super().get_config(), "parts": self.parts}
+        return super().get_config() | {"parts": self.parts}
 
 
 @keras.saving.register_keras_serializable("tiffin")
@@ -164,8 +164,7 @@ def shuffle_unit(
         groups: of both 1x1 convolutions.
         name: prefix of all layers, such as `stage2_unit1`; the last one is `{name}_out`.
         first_groups: groups of the first 1x1 convolution, where they differ.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), filters]`, after the last ReLU.
@@ -220,8 +219,7 @@ def shuffle_unit_v2(
         stride: of the depthwise convolutions.
         name: prefix of all layers, such as `stage2_unit1`; the last one is `{name}_out`. The right
             branch has convolutions 1 to 3, the left one 4 (depthwise) and 5.
-        epsilon: of batch normalisation.
-        momentum: of batch normalisation.
+        epsilon, momentum: of batch normalisation.
 
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), filters]`.

@@ -171,11 +171,7 @@ class RuntimeSuppression(NonMaxSuppression):
     left_to_runtime = True  # what the exporter knows such layers by
 
     def __init__(
-        self,
-        size: int = 100,
-        iou_threshold: float = 0.45,
-        score_threshold: float = 0.01,
-        **kwargs,
+        self, size: int = 100, iou_threshold: float = 0.45, score_threshold: float = 0.01, **kwargs
     ):
         super().__init__(size, iou_threshold, score_threshold, size, **kwargs)
 
