@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import io
 import math
 import os
 import random
@@ -675,6 +676,9 @@ def run(command: Callable[[], object]) -> int:
 
     A mistake is told in one paragraph on standard error.
     """
+    # A name from a file may hold what no encoding has, such as half a pair of surrogates.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
         sys.stdout.flush()

@@ -96,8 +96,12 @@ def read(root: Path, problems: Problems) -> tuple[str, dict[str, list[Picture]],
 
 
 def inside(root: Path, name: str) -> Path | None:
-    """Return the path `name` names under `root`; None if it leads out of it."""
-    path = (root / name).resolve()
+    """Return the path `name` names under `root`; None if it leads out of it, or is no path."""
+    try:
+        path = (root / name).resolve()
+        path.exists()  # asks the system whether a name is too long
+    except (OSError, RuntimeError, ValueError):
+        return None
     return path if path.is_relative_to(root.resolve()) else None
 
 
@@ -176,7 +180,7 @@ def _voc_picture(root: Path, name: str, images: dict, problems: Problems) -> Pic
         return None
     try:
         tree = xml.parse(file, forbid_dtd=True).getroot()
-    except (OSError, xml.ParseError, ValueError) as error:
+    except (OSError, xml.ParseError, LookupError, ValueError) as error:  # also its encoding's
         # A picture without a file is not one without objects: somebody forgot it.
         problems.add("Picture skipped", f"{file} cannot be read ({type(error).__name__}: {error})")
         return None
@@ -246,7 +250,7 @@ def _coco_pictures(path: Path, table: dict, root: Path, problems: Problems):
         by_image = collections.defaultdict(list)
         for item in annotations:
             by_image[item["image_id"]].append(item)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no COCO file ({error!r}).") from error
     tops = [path.parent, root, *(p for p in sorted(root.iterdir()) if p.is_dir())]
     tops += [top / "images" for top in tops]
@@ -260,16 +264,18 @@ def _coco_pictures(path: Path, table: dict, root: Path, problems: Problems):
             continue
         boxes, kinds, difficult = [], [], []
         for item in by_image[number]:
-            if item.get("category_id") not in names:
-                kind = item.get("category_id")
+            kind = item.get("category_id")
+            if not isinstance(kind, int | float | str):
+                kind = f"of type {type(kind).__name__}"
+            if kind not in names:
                 problems.add("Box dropped", f"category {kind} of {name} is not listed in {path}")
                 continue
             try:
                 x, y, w, h = (float(v) for v in item["bbox"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, OverflowError, TypeError, ValueError):
                 x = y = w = h = math.nan
             boxes.append([y, x, y + h, x + w])
-            kinds.append(names[item["category_id"]])
+            kinds.append(names[kind])
             difficult.append(bool(item.get("iscrowd", 0)))
         pictures.append(_picture(image, boxes, kinds, difficult, problems))
     return [p for p in pictures if p], list(names.values())
@@ -279,12 +285,16 @@ def _yolo(root: Path, problems: Problems):
     settings, classes = {}, None
     if (root / "data.yaml").exists():
         yaml = optional("yaml", "A folder in YOLO form with data.yaml")
+        text = _text(root / "data.yaml")
         try:
-            settings = yaml.safe_load(_text(root / "data.yaml")) or {}
+            # By these a small file can unfold into any amount of memory.
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise yaml.YAMLError("it has aliases, *name, which are not read")
+            settings = yaml.safe_load(text) or {}
             names = settings.get("names")
             listed = [names[i] for i in sorted(names)] if isinstance(names, dict) else names
             classes = [str(name) for name in listed] if listed else None
-        except (yaml.YAMLError, AttributeError, TypeError) as error:
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{root / 'data.yaml'} cannot be read ({error}).") from error
     for file in ("classes.txt", "obj.names", "labels/classes.txt"):
         if classes is None and (root / file).exists():
@@ -306,7 +316,8 @@ def _yolo_images(root: Path, settings: dict, problems: Problems) -> dict[str, li
     if base is None or not base.is_dir():
         base = root  # it names the folder on the machine of whoever made the file
     for key in ("train", "val", "test"):
-        for entry in np.atleast_1d(settings.get(key) or []):
+        entries = settings.get(key) or []
+        for entry in entries if isinstance(entries, list) else [entries]:
             # Roboflow writes ../train/images for a folder beside the file.
             tried = [inside(root, str(entry).removeprefix("../")), inside(base, str(entry))]
             place = next((p for p in tried if p and p.exists()), None)
