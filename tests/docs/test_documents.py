@@ -61,16 +61,18 @@ def test_requirements_pin_what_the_project_ranges():
     import tomllib
 
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    pinned = {
-        line.partition("==")[0]
-        for name in ("requirements.txt", "tests/requirements.txt")
-        for line in (REPO / name).read_text().split()
-        if "==" in line
-    }
-    ranged = {
-        re.split(r"[<>=]", entry)[0]
-        for group in (project["dependencies"], project["optional-dependencies"]["test"])
-        for entry in group
-    }
-    assert ranged <= pinned and pinned - ranged <= {"protobuf"}
+    extras = project["optional-dependencies"]
+
+    def ranged(*groups):
+        return {re.split(r"[<>=[]", entry)[0] for group in groups for entry in group} - {"tiffin"}
+
+    def pinned(name):
+        lines = (REPO / name).read_text().split()
+        return {line.partition("==")[0] for line in lines if "==" in line}
+
+    user = ranged(project["dependencies"], *(extras[n] for n in ("detection", "sequence", "tfds")))
+    assert user <= pinned("requirements.txt") and pinned("requirements.txt") - user <= {"protobuf"}
+    assert pinned("tests/requirements.txt") == ranged(*(extras[n] for n in ("jax", "torch", "dev")))
+    assert extras["all"] == ["tiffin[detection,sequence,tfds,jax]"]
+    assert extras["dev"][0] == "tiffin[all,torch]"
     assert (REPO / "requirements.txt").read_text().endswith("\n-e .\n")
