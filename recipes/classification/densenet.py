@@ -36,6 +36,7 @@ from tiffin.layers import (
     transition,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import KERAS_URL, keras_files
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -73,21 +74,14 @@ WEIGHTS = {
     "keras.applications": Collection(
         names=((r"predictions", "logits"),),
         epsilon=1.001e-5,
-        url="https://storage.googleapis.com/tensorflow/keras-applications/densenet/",
-        files={
-            "densenet121": (
-                "densenet121_weights_tf_dim_ordering_tf_kernels.h5",
-                "9d60b8095a5708f2dcce2bca79d332c7",
-            ),
-            "densenet169": (
-                "densenet169_weights_tf_dim_ordering_tf_kernels.h5",
-                "d699b8f76981ab1b30698df4c175e90b",
-            ),
-            "densenet201": (
-                "densenet201_weights_tf_dim_ordering_tf_kernels.h5",
-                "1ceb130c1ea1b78c3bf6114dbdfd8807",
-            ),
-        },
+        url=f"{KERAS_URL}densenet/",
+        files=keras_files(
+            {
+                "densenet121": ("densenet121", "9d60b8095a5708f2dcce2bca79d332c7"),
+                "densenet169": ("densenet169", "d699b8f76981ab1b30698df4c175e90b"),
+                "densenet201": ("densenet201", "1ceb130c1ea1b78c3bf6114dbdfd8807"),
+            }
+        ),
     ),
     "torchvision": Collection(
         names=(
@@ -227,8 +221,8 @@ class Config(Classification):
     0.75 --augment random_crop horizontal_flip, or --drop-rate 0.2 without --augment.
 
     examples:
-      python recipes/classification/densenet.py --model densenet100_k12_bc --data cifar10
-      python recipes/classification/densenet.py --model densenet121 --data photos/ --export
+      tiffin train densenet100_k12_bc --data cifar10
+      tiffin train densenet121 --data photos/ --export
     """
 
     model: str = "densenet40_k12_bc"

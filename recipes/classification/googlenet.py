@@ -208,8 +208,8 @@ class Config(Classification):
     hundred steps, then as fast.
 
     examples:
-      python recipes/classification/googlenet.py --data mnist --alpha 0.5
-      python recipes/classification/googlenet.py --data photos/ --model googlenet --export
+      tiffin train googlenet_bn --data mnist --alpha 0.5
+      tiffin train googlenet --data photos/ --export
     """
 
     model: str = "googlenet_bn"

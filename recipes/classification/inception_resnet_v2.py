@@ -36,7 +36,15 @@ from tiffin.layers import (
     largest_stem_stride,
 )
 from tiffin.recipes.engine.classification import Classification
-from tiffin.recipes.engine.names import PYTORCHCV_BRANCH, TIMM_BRANCHES, counted, within
+from tiffin.recipes.engine.names import (
+    KERAS_URL,
+    PYTORCHCV_BRANCH,
+    TIMM_BRANCHES,
+    counted,
+    keras_files,
+    pytorchcv_inception,
+    within,
+)
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -105,13 +113,10 @@ WEIGHTS = {
         epsilon=1e-3,
         normalization=(127.5, 127.5),
         licence="Apache-2.0",
-        url="https://storage.googleapis.com/tensorflow/keras-applications/inception_resnet_v2/",
-        files={
-            "inception_resnet_v2": (
-                "inception_resnet_v2_weights_tf_dim_ordering_tf_kernels.h5",
-                "e693bd0210a403b3192acc6073ad2e96",
-            )
-        },
+        url=f"{KERAS_URL}inception_resnet_v2/",
+        files=keras_files(
+            {"inception_resnet_v2": ("inception_resnet_v2", "e693bd0210a403b3192acc6073ad2e96")}
+        ),
     ),
     "timm": Collection(
         names=(
@@ -135,15 +140,7 @@ WEIGHTS = {
     ),
     "pytorchcv": Collection(
         names=(
-            *(
-                (rf"features\.init_block\.conv{i}\.(conv|bn)", f"{layer}_{{1}}")
-                for i, layer in enumerate(INCEPTION_STEM, 1)
-            ),
-            # The only list of a single convolution, which bears no number with us.
-            (
-                r"features\.stage2\.unit1\.branches\.branch1\.conv_list\.conv1\.(conv|bn)",
-                "Mixed_6a_branch1_{1}",
-            ),
+            *pytorchcv_inception(INCEPTION_STEM, "Mixed_6a_branch1"),
             *within(
                 (
                     (r"features\.init_block\.block", "Mixed_5b"),
@@ -159,7 +156,6 @@ WEIGHTS = {
                 ),
             ),
             (r"features\.final_conv\.(conv|bn)", "Conv2d_7b_1x1_{1}"),
-            (r"output\.fc", "logits"),
         ),
         epsilon=1e-3,
         licence="MIT",

@@ -174,8 +174,8 @@ class Config(Classification):
     """Train BN-Inception (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
     examples:
-      python recipes/classification/inception_v2.py --data mnist --alpha 0.5
-      python recipes/classification/inception_v2.py --data photos/ --export
+      tiffin train inception_v2 --data mnist --alpha 0.5
+      tiffin train inception_v2 --data photos/ --export
     """
 
     model: str = "inception_v2"

@@ -36,7 +36,14 @@ from tiffin.layers import (
     largest_stem_stride,
 )
 from tiffin.recipes.engine.classification import Classification
-from tiffin.recipes.engine.names import PYTORCHCV_BRANCH, counted, within
+from tiffin.recipes.engine.names import (
+    KERAS_URL,
+    PYTORCHCV_BRANCH,
+    counted,
+    keras_files,
+    pytorchcv_inception,
+    within,
+)
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -135,27 +142,13 @@ WEIGHTS = {
         epsilon=1e-3,
         normalization=(127.5, 127.5),
         licence="Apache-2.0",
-        url="https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/",
-        files={
-            "inception_v3": (
-                "inception_v3_weights_tf_dim_ordering_tf_kernels.h5",
-                "9a0d58056eeedaa3f26cb7ebd46da564",
-            )
-        },
+        url=f"{KERAS_URL}inception_v3/",
+        files=keras_files({"inception_v3": ("inception_v3", "9a0d58056eeedaa3f26cb7ebd46da564")}),
     ),
     "pytorchcv": Collection(
         names=(
-            *(
-                (rf"features\.init_block\.conv{i}\.(conv|bn)", f"{layer}_{{1}}")
-                for i, layer in enumerate(INCEPTION_STEM, 1)
-            ),
-            # The only list of a single convolution, which bears no number with us.
-            (
-                r"features\.stage2\.unit1\.branches\.branch1\.conv_list\.conv1\.(conv|bn)",
-                "Mixed_6a_branch3x3_{1}",
-            ),
+            *pytorchcv_inception(INCEPTION_STEM, "Mixed_6a_branch3x3"),
             *within(PYTORCHCV, PYTORCHCV_BRANCH),
-            (r"output\.fc", "logits"),
         ),
         options={"count_zeros": True},
         epsilon=1e-3,

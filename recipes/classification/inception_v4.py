@@ -31,7 +31,7 @@ from tiffin.layers import (
     largest_stem_stride,
 )
 from tiffin.recipes.engine.classification import Classification
-from tiffin.recipes.engine.names import PYTORCHCV_BRANCH, TIMM_BRANCHES, within
+from tiffin.recipes.engine.names import PYTORCHCV_BRANCH, TIMM_BRANCHES, pytorchcv_inception, within
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -86,12 +86,11 @@ MODULES = (
     (["Inception_C_1", "Inception_C_2", "Inception_C_3"], 32, INCEPTION_C),
 )
 
+STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3")
 WEIGHTS = {
     "timm": Collection(
         names=(
-            (r"features\.0\.(conv|bn)", "Conv2d_1a_3x3_{1}"),
-            (r"features\.1\.(conv|bn)", "Conv2d_2a_3x3_{1}"),
-            (r"features\.2\.(conv|bn)", "Conv2d_2b_3x3_{1}"),
+            *((rf"features\.{i}\.(conv|bn)", f"{layer}_{{1}}") for i, layer in enumerate(STEM)),
             (r"features\.3\.conv\.(conv|bn)", "Mixed_3a_branch2_{1}"),
             (r"features\.5\.conv\.(conv|bn)", "Mixed_5a_branch1_{1}"),
             *within(
@@ -113,14 +112,7 @@ WEIGHTS = {
     ),
     "pytorchcv": Collection(
         names=(
-            (r"features\.init_block\.conv1\.(conv|bn)", "Conv2d_1a_3x3_{1}"),
-            (r"features\.init_block\.conv2\.(conv|bn)", "Conv2d_2a_3x3_{1}"),
-            (r"features\.init_block\.conv3\.(conv|bn)", "Conv2d_2b_3x3_{1}"),
-            # The only list of a single convolution, which bears no number with us.
-            (
-                r"features\.stage2\.unit1\.branches\.branch1\.conv_list\.conv1\.(conv|bn)",
-                "Reduction_A_branch1_{1}",
-            ),
+            *pytorchcv_inception(STEM, "Reduction_A_branch1"),
             *within(
                 (
                     (r"features\.init_block\.block1", "Mixed_3a"),
@@ -134,7 +126,6 @@ WEIGHTS = {
                 ),
                 within(((r"branches\.branch(\d)", "branch{1}"),), PYTORCHCV_BRANCH),
             ),
-            (r"output\.fc", "logits"),
         ),
         epsilon=1e-3,
         licence="MIT",

@@ -27,6 +27,7 @@ from keras import layers
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import BatchNormalization, Top, classifier, image_input, separable_block
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import KERAS_URL
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -57,15 +58,14 @@ SEPARABLE = (
 _PAIRS_BEFORE = {1: 0, 2: 1, 3: 3, 4: 5, 5: 11}
 
 # keras.applications publishes its files without checksums, so that they are not fetched from here
-# but loaded from a path: mobilenet_1_0_224_tf.h5
-# and the like at `url`.
+# but loaded from a path: mobilenet_1_0_224_tf.h5 and the like at `url`.
 WEIGHTS = {
     "keras.applications": Collection(
         names=((r"conv_preds", "logits"),),
         epsilon=1e-3,
         normalization=((127.5,) * 3, (127.5,) * 3),
         licence="Apache-2.0",
-        url="https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/",
+        url=f"{KERAS_URL}mobilenet/",
     ),
     "pytorchcv": Collection(
         names=(
@@ -162,8 +162,8 @@ class Config(Classification):
     """Train MobileNet (Howard et al. 2017, arXiv 1704.04861).
 
     examples:
-      python recipes/classification/mobilenet.py --alpha 0.25 --export
-      python recipes/classification/mobilenet.py --data photos/ --image-size 160 --alpha 0.5
+      tiffin train mobilenet --alpha 0.25 --export
+      tiffin train mobilenet --data photos/ --image-size 160 --alpha 0.5
     """
 
     model: str = "mobilenet_v1"

@@ -31,6 +31,7 @@ from tiffin.layers import (
     make_divisible,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import KERAS_URL
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -103,7 +104,7 @@ WEIGHTS = {
         epsilon=1e-3,
         normalization=((127.5,) * 3, (127.5,) * 3),
         licence="Apache-2.0",
-        url="https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/",
+        url=f"{KERAS_URL}mobilenet_v2/",
     ),
     "torchvision": Collection(
         names=_TORCHVISION,

@@ -29,6 +29,7 @@ from tiffin.layers import (
     padded_max_pooling,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import KERAS_URL, PYTORCHCV_UNIT, keras_files
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -64,37 +65,29 @@ CIFAR = (
     ("conv4", 8, 64),
 )
 
-_UNIT = r"features\.stage(\d+)\.unit(\d+)\."  # pytorchcv
 WEIGHTS = {
     "keras.applications": Collection(
         names=((r"predictions", "logits"),),
         options={"form": "keras"},
         epsilon=1.001e-5,
         normalization=((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-        url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/",
-        files={
-            "preact_resnet50": (
-                "resnet50v2_weights_tf_dim_ordering_tf_kernels.h5",
-                "3ef43a0b657b3be2300d5770ece849e0",
-            ),
-            "preact_resnet101": (
-                "resnet101v2_weights_tf_dim_ordering_tf_kernels.h5",
-                "6343647c601c52e1368623803854d971",
-            ),
-            "preact_resnet152": (
-                "resnet152v2_weights_tf_dim_ordering_tf_kernels.h5",
-                "a49b44d1979771252814e80f8ec446f9",
-            ),
-        },
+        url=f"{KERAS_URL}resnet/",
+        files=keras_files(
+            {
+                "preact_resnet50": ("resnet50v2", "3ef43a0b657b3be2300d5770ece849e0"),
+                "preact_resnet101": ("resnet101v2", "6343647c601c52e1368623803854d971"),
+                "preact_resnet152": ("resnet152v2", "a49b44d1979771252814e80f8ec446f9"),
+            }
+        ),
     ),
     "pytorchcv": Collection(
         names=(
             (r"features\.init_block(\.conv)?", "conv1_conv"),
             (r"features\.init_block\.bn", "conv1_bn"),
-            (_UNIT + r"body\.conv1\.bn", "conv{1+1}_block{2}_preact_bn"),
-            (_UNIT + r"body\.conv(\d)\.bn", "conv{1+1}_block{2}_{3-1}_bn"),
-            (_UNIT + r"body\.conv(\d)\.conv", "conv{1+1}_block{2}_{3}_conv"),
-            (_UNIT + r"identity_conv", "conv{1+1}_block{2}_0_conv"),
+            (PYTORCHCV_UNIT + r"body\.conv1\.bn", "conv{1+1}_block{2}_preact_bn"),
+            (PYTORCHCV_UNIT + r"body\.conv(\d)\.bn", "conv{1+1}_block{2}_{3-1}_bn"),
+            (PYTORCHCV_UNIT + r"body\.conv(\d)\.conv", "conv{1+1}_block{2}_{3}_conv"),
+            (PYTORCHCV_UNIT + r"identity_conv", "conv{1+1}_block{2}_0_conv"),
             (r"features\.post_activ\.bn", "post_bn"),
             (r"output", "logits"),
         ),
@@ -225,8 +218,8 @@ class Config(Classification):
     0.75 --augment random_crop horizontal_flip; the default is a short one along a cosine.
 
     examples:
-      python recipes/classification/preact_resnet.py --model preact_resnet164 --data cifar10
-      python recipes/classification/preact_resnet.py --model preact_resnet50 --data photos/ --export
+      tiffin train preact_resnet164 --data cifar10
+      tiffin train preact_resnet50 --data photos/ --export
     """
 
     model: str = "preact_resnet18"

@@ -31,6 +31,7 @@ from tiffin.layers import (
     padded_max_pooling,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import KERAS_URL, PYTORCHCV_RESNET, TORCHVISION_RESNET, keras_files
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -67,16 +68,9 @@ CIFAR = (
     ("conv4", 8, 64),
 )
 
-_UNIT = r"features\.stage(\d+)\.unit(\d+)\."  # pytorchcv
 WEIGHTS = {
     "torchvision": Collection(
-        names=(
-            (r"(conv|bn)1", "conv1_{1}"),
-            (r"layer(\d+)\.(\d+)\.(conv|bn)(\d)", "conv{1+1}_block{2+1}_{4}_{3}"),
-            (r"layer(\d+)\.(\d+)\.downsample\.0", "conv{1+1}_block{2+1}_0_conv"),
-            (r"layer(\d+)\.(\d+)\.downsample\.1", "conv{1+1}_block{2+1}_0_bn"),
-            (r"fc", "logits"),
-        ),
+        names=TORCHVISION_RESNET,
         options={"stride_in": "3x3"},
         files={
             "resnet18": "resnet18-f37072fd.pth",
@@ -92,32 +86,17 @@ WEIGHTS = {
         bgr=True,
         normalization=((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
         licence="MIT",
-        url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/",
-        files={
-            "resnet50": (
-                "resnet50_weights_tf_dim_ordering_tf_kernels.h5",
-                "2cb95161c43110f7111970584f804107",
-            ),
-            "resnet101": (
-                "resnet101_weights_tf_dim_ordering_tf_kernels.h5",
-                "f1aeb4b969a6efcfb50fad2f0c20cfc5",
-            ),
-            "resnet152": (
-                "resnet152_weights_tf_dim_ordering_tf_kernels.h5",
-                "100835be76be38e30d865e96f2aaae62",
-            ),
-        },
+        url=f"{KERAS_URL}resnet/",
+        files=keras_files(
+            {
+                "resnet50": ("resnet50", "2cb95161c43110f7111970584f804107"),
+                "resnet101": ("resnet101", "f1aeb4b969a6efcfb50fad2f0c20cfc5"),
+                "resnet152": ("resnet152", "100835be76be38e30d865e96f2aaae62"),
+            }
+        ),
     ),
     # It has projections in the CIFAR form, too.
-    "pytorchcv": Collection(
-        names=(
-            (r"features\.init_block\.(?:conv\.)?(conv|bn)", "conv1_{1}"),
-            (_UNIT + r"body\.conv(\d)\.(conv|bn)", "conv{1+1}_block{2}_{3}_{4}"),
-            (_UNIT + r"identity_conv\.(conv|bn)", "conv{1+1}_block{2}_0_{3}"),
-            (r"output", "logits"),
-        ),
-        options={"shortcut": "projection"},
-    ),
+    "pytorchcv": Collection(names=PYTORCHCV_RESNET, options={"shortcut": "projection"}),
 }
 
 
@@ -197,8 +176,8 @@ class Config(Classification):
     --augment random_crop horizontal_flip; the default is a short one along a cosine.
 
     examples:
-      python recipes/classification/resnet.py --model resnet20 --data cifar10
-      python recipes/classification/resnet.py --model resnet50 --data photos/ --export
+      tiffin train resnet20 --data cifar10
+      tiffin train resnet50 --data photos/ --export
     """
 
     model: str = "resnet20"

@@ -35,6 +35,7 @@ from tiffin.layers import (
     padded_max_pooling,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import PYTORCHCV_RESNET, TORCHVISION_RESNET
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -62,29 +63,15 @@ CIFAR = (
     ("conv4", 8, 1024),
 )
 
-_UNIT = r"features\.stage(\d+)\.unit(\d+)\."  # pytorchcv
 WEIGHTS = {
     "torchvision": Collection(
-        names=(
-            (r"(conv|bn)1", "conv1_{1}"),
-            (r"layer(\d+)\.(\d+)\.(conv|bn)(\d)", "conv{1+1}_block{2+1}_{4}_{3}"),
-            (r"layer(\d+)\.(\d+)\.downsample\.0", "conv{1+1}_block{2+1}_0_conv"),
-            (r"layer(\d+)\.(\d+)\.downsample\.1", "conv{1+1}_block{2+1}_0_bn"),
-            (r"fc", "logits"),
-        ),
+        names=TORCHVISION_RESNET,
         files={
             "resnext50_32x4d": "resnext50_32x4d-7cdf4587.pth",
             "resnext101_64x4d": "resnext101_64x4d-173b62eb.pth",
         },
     ),
-    "pytorchcv": Collection(
-        names=(
-            (r"features\.init_block\.(?:conv\.)?(conv|bn)", "conv1_{1}"),
-            (_UNIT + r"body\.conv(\d)\.(conv|bn)", "conv{1+1}_block{2}_{3}_{4}"),
-            (_UNIT + r"identity_conv\.(conv|bn)", "conv{1+1}_block{2}_0_{3}"),
-            (r"output", "logits"),
-        ),
-    ),
+    "pytorchcv": Collection(names=PYTORCHCV_RESNET),
 }
 
 
@@ -168,8 +155,8 @@ class Config(Classification):
     --weight-decay 5e-4 --schedule step --milestones 0.5 0.75 --augment random_crop horizontal_flip.
 
     examples:
-      python recipes/classification/resnext.py --data digits
-      python recipes/classification/resnext.py --model resnext29_8x64d --data cifar10 --epochs 300
+      tiffin train resnext --data digits
+      tiffin train resnext29_8x64d --data cifar10 --epochs 300
     """
 
     model: str = "resnext50_32x4d"

@@ -33,6 +33,7 @@ from tiffin.layers import (
     padded_max_pooling,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import PYTORCHCV_RESNET, PYTORCHCV_UNIT, TORCHVISION_UNITS
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -60,23 +61,17 @@ IMAGENET = {
 REDUCTION = 16  # the paper's r
 
 _TIMM = (
-    (r"layer(\d+)\.(\d+)\.(conv|bn)(\d)", "conv{1+1}_block{2+1}_{4}_{3}"),
-    (r"layer(\d+)\.(\d+)\.downsample\.0", "conv{1+1}_block{2+1}_0_conv"),
-    (r"layer(\d+)\.(\d+)\.downsample\.1", "conv{1+1}_block{2+1}_0_bn"),
+    *TORCHVISION_UNITS,
     (r"layer(\d+)\.(\d+)\.se(?:_module)?\.fc1", "conv{1+1}_block{2+1}_se_reduce"),
     (r"layer(\d+)\.(\d+)\.se(?:_module)?\.fc2", "conv{1+1}_block{2+1}_se_expand"),
 )
-_UNIT = r"features\.stage(\d+)\.unit(\d+)\."
 WEIGHTS = {
     "pytorchcv": Collection(
         names=(
-            (r"features\.init_block\.(?:conv1?\.)?(conv|bn)", "conv1_{1}"),
+            *PYTORCHCV_RESNET,
             (r"features\.init_block\.conv(\d)\.(conv|bn)", "conv1_{1}_{2}"),
-            (_UNIT + r"body\.conv(\d)\.(conv|bn)", "conv{1+1}_block{2}_{3}_{4}"),
-            (_UNIT + r"identity_conv\.(conv|bn)", "conv{1+1}_block{2}_0_{3}"),
-            (_UNIT + r"se\.conv1", "conv{1+1}_block{2}_se_reduce"),
-            (_UNIT + r"se\.conv2", "conv{1+1}_block{2}_se_expand"),
-            (r"output(?:\.fc)?", "logits"),
+            (PYTORCHCV_UNIT + r"se\.conv1", "conv{1+1}_block{2}_se_reduce"),
+            (PYTORCHCV_UNIT + r"se\.conv2", "conv{1+1}_block{2}_se_expand"),
         ),
     ),
     # seresnet50 and the like, of timm's resnet.py.
@@ -187,8 +182,8 @@ class Config(Classification):
     """Train a squeeze-and-excitation network (Hu et al. 2017, arXiv 1709.01507).
 
     examples:
-      python recipes/classification/senet.py --data digits
-      python recipes/classification/senet.py --model se_resnext50_32x4d --data photos/ --export
+      tiffin train senet --data digits
+      tiffin train se_resnext50_32x4d --data photos/ --export
     """
 
     model: str = "se_resnet20"

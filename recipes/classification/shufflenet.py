@@ -188,8 +188,8 @@ class Config(Classification):
     """Train ShuffleNet (arXiv 1707.01083) or ShuffleNet V2 (arXiv 1807.11164).
 
     examples:
-      python recipes/classification/shufflenet.py --model shufflenet_v2_x0_5 --export
-      python recipes/classification/shufflenet.py --model shufflenet_v1_g3 --alpha 0.5
+      tiffin train shufflenet_v2_x0_5 --export
+      tiffin train shufflenet_v1_g3 --alpha 0.5
     """
 
     model: str = "shufflenet_v2_x0_5"

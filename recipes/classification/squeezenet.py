@@ -177,8 +177,8 @@ class Config(Classification):
     ReLU then passes no gradient; Adam with a warm-up does not.
 
     examples:
-      python recipes/classification/squeezenet.py --data mnist
-      python recipes/classification/squeezenet.py --model squeezenet1_0_bypass --data photos/
+      tiffin train squeezenet --data mnist
+      tiffin train squeezenet1_0_bypass --data photos/
     """
 
     model: str = "squeezenet1_1"

@@ -35,6 +35,7 @@ from tiffin.layers import (
     require_size,
 )
 from tiffin.recipes.engine.classification import Classification
+from tiffin.recipes.engine.names import KERAS_URL, keras_files
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -104,17 +105,13 @@ WEIGHTS = {
         normalization=((123.68, 116.779, 103.939), 1.0),
         bgr=True,
         licence="CC-BY-4.0",
-        url="https://storage.googleapis.com/tensorflow/keras-applications/",
-        files={
-            "vgg16": (
-                "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels.h5",
-                "64373286793e3c8b2b4e3219cbf3544b",
-            ),
-            "vgg19": (
-                "vgg19/vgg19_weights_tf_dim_ordering_tf_kernels.h5",
-                "cbe5617147190e668d6c5d5026f83318",
-            ),
-        },
+        url=KERAS_URL,
+        files=keras_files(
+            {
+                "vgg16": ("vgg16/vgg16", "64373286793e3c8b2b4e3219cbf3544b"),
+                "vgg19": ("vgg19/vgg19", "cbe5617147190e668d6c5d5026f83318"),
+            }
+        ),
     ),
     "timm": Collection(
         names=functools.partial(
@@ -218,8 +215,8 @@ class Config(Classification):
     that keeps the last pixel of an odd side.
 
     examples:
-      python recipes/classification/vgg.py --alpha 0.25 --data mnist
-      python recipes/classification/vgg.py --model vgg16 --data photos/ --export
+      tiffin train vgg --alpha 0.25 --data mnist
+      tiffin train vgg16 --data photos/ --export
     """
 
     model: str = "vgg11_bn"

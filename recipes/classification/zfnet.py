@@ -214,8 +214,8 @@ class Config(Classification):
     there is something to learn from little of it: a smaller stride, and 512 hidden units, not 4096.
 
     examples:
-      python recipes/classification/zfnet.py --model zfnet --data mnist
-      python recipes/classification/zfnet.py --model alexnet --data photos/ --export
+      tiffin train zfnet --data mnist
+      tiffin train alexnet --data photos/ --export
     """
 
     model: str = "zfnet"

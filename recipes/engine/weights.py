@@ -14,11 +14,10 @@ from tiffin.export.errors import InputError, nearest
 from tiffin.recipes.engine import published, registry
 from tiffin.recipes.engine.conversion import convert
 from tiffin.recipes.engine.darknet_file import from_darknet
+from tiffin.recipes.engine.names import Rules
 from tiffin.recipes.engine.weight_files import Tensors, read_file
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-
-Rules = tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
