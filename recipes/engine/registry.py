@@ -44,6 +44,7 @@ class Variant(NamedTuple):
     def classes(self) -> int:
         """Number of classes that `parameters` and `macs` are for."""
         known = {
+            "MNIST": 10,
             "CIFAR-10": 10,
             "CIFAR-100": 100,
             "VOC": 20,
