@@ -17,6 +17,7 @@ from tiffin.export.errors import ExportError, InputError
 
 LABELS_FILE = "labels.txt"
 MANIFEST = "manifest.json"
+_MOST_LABELS = 10_000_000  # bytes
 _BUFFER_NAME = "TFLITE_METADATA"
 # Enumerations and union members of metadata_schema.fbs.
 _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 2, 3
@@ -166,11 +167,31 @@ def _without_archive(model: bytes) -> bytes:
 
 
 def read_labels(path: str | os.PathLike) -> list[str] | None:
-    """Return the labels that an `.onnx` or `.tflite` file carries, None if it carries none."""
+    """Return the labels that an `.onnx` or `.tflite` file carries, None if it carries none.
+
+    Raises:
+        InputError: it carries damaged ones.
+    """
     path = Path(path)
+    try:
+        labels = _labels_inside(path)
+        if not isinstance(labels, list | None) or not all(isinstance(x, str) for x in labels or ()):
+            raise TypeError("they are no list of texts")
+        return labels
+    except Exception as error:
+        # Those of zipfile, zlib, json and protobuf share no base but Exception.
+        raise InputError(
+            f"The labels inside {path} cannot be read ({error}): the file is damaged. Copy or "
+            "export it again."
+        ) from error
+
+
+def _labels_inside(path: Path) -> list[str] | None:
     if path.suffix == ".tflite" and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if LABELS_FILE in archive.namelist():
+                if archive.getinfo(LABELS_FILE).file_size > _MOST_LABELS:
+                    raise ValueError(f"they unfold to over {_MOST_LABELS:,} bytes")
                 return archive.read(LABELS_FILE).decode().splitlines()
     if path.suffix == ".onnx":
         import onnx

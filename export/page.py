@@ -7,6 +7,7 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import shutil
 import string
 import tempfile
@@ -45,6 +46,8 @@ RUNTIME = {
 _PRECISIONS = ("fp32", "fp16", "int8")
 _SOURCE = Path(__file__).parent / "templates" / "page"
 _FORMAT_VERSION = 1
+# What is raised where JSON, or what it holds, is not as it should be.
+_FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _RUNTIME = "runtime"
 _STATIC = ("page.js", "style.css")
 # What browsers insist on, and not every system's own table has.
@@ -182,10 +185,12 @@ def _read(export: Path) -> dict:
         raise InputError(f"{export} holds no {MANIFEST}: {hint}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        # The page's own has to be text and JSON: no half of a pair of surrogates, no NaN.
+        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
         version = manifest["format_version"]
         if version == _FORMAT_VERSION:
             _check(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _FAULTS as error:
         raise InputError(f"{path} is damaged ({error!r}): export the model anew.") from error
     if version != _FORMAT_VERSION:
         raise InputError(
@@ -223,7 +228,8 @@ def _check(manifest: Mapping) -> None:
 
 def _is_plain(name: object) -> bool:
     """Whether a name is one of a file in the same folder, and not a hidden one."""
-    return isinstance(name, str) and bool(name) and name[0] != "." and not {*name} & {*"/\\\0"}
+    plain = isinstance(name, str) and bool(name) and name[0] != "." and not {*name} & {*"/\\\0"}
+    return plain and len(os.fsencode(name)) <= 255
 
 
 def _for_browsers(manifest: dict, export: Path) -> dict:
@@ -336,7 +342,7 @@ def _files_of_page(directory: Path) -> list[str]:
     try:
         marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
         names = [name for name in marker["files"] if all(map(_is_plain, name.split("/")))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _FAULTS as error:
         raise InputError(
             f"{directory} holds files, and no page that could be replaced: name a new or an empty "
             "folder."

@@ -80,7 +80,7 @@ def _older(directory: Path) -> list[Path]:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         entries = {entry["file"]: entry["sha256"] for entry in manifest[KEY]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [
         path

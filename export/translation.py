@@ -324,12 +324,15 @@ def _halves(path: Path) -> tuple[str, str]:
     manifest = path.parent / MANIFEST
     try:
         pairs = json.loads(manifest.read_text(encoding="utf-8"))["pairs"]
-        return next(
+        halves = next(
             (pair[ENCODER], pair[DECODER])
             for pair in pairs
             if path.name in (pair[ENCODER], pair[DECODER])
         )
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        for name in halves:
+            path.with_name(name).exists()  # refuses what is no name of a file
+        return halves
+    except (OSError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise InputError(
             f"{manifest} does not say what belongs to {path.name}: a translator is an encoder, a "
             f"decoder and their {MANIFEST}; copy all of the folder."
