@@ -63,8 +63,8 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """
     with _opened(Path(path)) as image:
         width, height = image.size
-        # EXIF's orientations from 5 on lie on their side.
-        return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+        # EXIF's orientations from 5 to 8 lie on their side; others are none.
+        return (width, height) if image.getexif().get(0x0112) in range(5, 9) else (height, width)
 
 
 @contextlib.contextmanager

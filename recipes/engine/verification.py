@@ -116,7 +116,8 @@ def read_pairs(path: Path, names: Sequence[str]) -> Pairs:
         raise InputError(f"--pairs {path} cannot be read ({error}).") from error
     known = _numbered(names)
     folds = size = 0
-    if lines and all(word.isdigit() for word in lines[0]) and len(lines[0]) in (1, 2):
+    numbers = lines and all(word.isdecimal() and len(word) < 10 for word in lines[0])
+    if numbers and len(lines[0]) in (1, 2):
         folds, size = (int(lines[0][0]), int(lines[0][1])) if len(lines[0]) == 2 else (0, 0)
         lines = lines[1:]
     left, right, same = [], [], []
