@@ -34,7 +34,7 @@ def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
         uint8 array `[height, width, 3]`, values 0-255.
 
     Raises:
-        InputError: the file is missing, truncated, no image, or larger than 179 megapixels.
+        InputError: the file is missing, truncated, no image, or larger than 89 megapixels.
     """
     from PIL import Image, ImageOps
 

@@ -252,7 +252,8 @@ def _array(group: h5py.Group, name: str) -> np.ndarray:
 
 def _natural(name: str) -> list:
     """Order conv2d, conv2d_2, conv2d_10 as people count."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"0*(\d+)", name)  # every other one is a number, here of any length
+    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

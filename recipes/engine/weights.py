@@ -338,14 +338,15 @@ def _spare(
 
 def _layer_names(paths: list[str], collection: Collection) -> list[str | None]:
     """Return the layer of each path by a collection's rules; None where no rule matches."""
-    if callable(collection.names):
-        try:
+    try:
+        if callable(collection.names):
             names = collection.names(paths)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # Made for the collection's own paths: others lack the parts that it looks for.
-            return [None] * len(paths)
-        return [names.get(path) for path in paths]
-    return [_by_rules(path, collection.names) for path in paths]
+            return [names.get(path) for path in paths]
+        return [_by_rules(path, collection.names) for path in paths]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # Made for the collection's own paths: others lack the parts that it looks for, or have
+        # numbers of more digits than Python reads.
+        return [None] * len(paths)
 
 
 def _by_rules(path: str, rules: Rules) -> str | None:
