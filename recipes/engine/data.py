@@ -421,10 +421,9 @@ def tfds_builder(name: str, data_dir: Path | None, folder: str):
         InputError: no such data set or folder, or no way to get it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    tfds = optional(
-        "tensorflow_datasets",
-        f"--data {name} is neither 'digits', nor a folder here; a TFDS data set",
-    )
+    user = f"--data {name} is neither 'digits', nor a folder here; a TFDS data set"
+    tfds = optional("tensorflow_datasets", user)
+    optional("importlib_resources", user)  # which TFDS imports later
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"There is no folder {data_dir}: check the path given to --data-dir.")
     try:
