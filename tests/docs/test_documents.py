@@ -73,6 +73,13 @@ def test_each_command_block_follows_its_heading(heading):
     assert re.search(rf"## {heading}\n\n```bash\n(pip install [^\n]+\n)(\S[^\n]+\n)```", README)
 
 
+def test_one_version_everywhere():
+    version = re.search(r'^version = "(.+)"$', (REPO / "pyproject.toml").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in (REPO / "CITATION.cff").read_text()
+    assert re.search(r"^## \[(.+?)\]", (REPO / "CHANGELOG.md").read_text(), re.M)[1] == version
+    assert f"dist/tiffin-{version}-py3-none-any.whl" in README
+
+
 def test_ruff_has_nothing_to_say():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
