@@ -1,0 +1,113 @@
+"""Spoiled files of every kind are read or refused; `run.py` goes on with that for minutes."""
+
+import contextlib
+import functools
+
+import hypothesis
+import pytest
+import readers
+from hypothesis import strategies
+from spoil import spoil
+
+from tiffin.export.errors import InputError
+
+SETTINGS = {"deadline": None, "suppress_health_check": [*hypothesis.HealthCheck]}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    @functools.cache
+    def of(name: str) -> readers.Folder:
+        return readers.Folder(readers.TARGETS[name], tmp_path_factory.mktemp(name))
+
+    return of
+
+
+@pytest.mark.parametrize("name", readers.TARGETS)
+def test_good_files_are_read_and_spoiled_ones_read_or_refused(folders, name):
+    folder = folders(name)
+    for i, (_, _, good) in enumerate(folder.files):
+        folder.read(i, good)
+
+    @hypothesis.settings(max_examples=folder.target.examples, **SETTINGS)
+    @hypothesis.given(strategies.randoms(use_true_random=False))
+    def rounds(chance):
+        i = chance.randrange(len(folder.files))
+        with contextlib.suppress(InputError):
+            folder.read(i, spoil(folder.files[i][2], folder.files[i][1], chance))
+
+    rounds()
+
+
+LONG, MANY = b"a" * 300, b"9" * 5000
+DEEP = b"[" * 100_000
+UNFOLDING = b"a: &a [x, x]\nb: &b [*a, *a]\nnames: *b\n"
+
+# Of what the rounds found, the least of each kind: target, file, what is replaced, by what; and the
+# words it is refused with, or None where it is read, the spoiled part left out.
+FOUND = {
+    "a kind that is a list": (
+        "coco",
+        "instances.json",
+        b'"category_id": 3',
+        b'"category_id": []',
+        None,
+    ),
+    "half a pair of surrogates": ("coco", "instances.json", b"a.png", b"\\ud800", None),
+    "a file name with a zero byte": ("coco", "instances.json", b"a.png", b"a\\u0000", None),
+    "a file name that is too long": ("coco", "instances.json", b"a.png", LONG, None),
+    "a corner beyond float": ("coco", "instances.json", b"10.5", b"9" * 400, None),
+    "an unknown encoding": ("voc", "Annotations/a.xml", b"utf-8", b"none", None),
+    "a name with a zero byte": ("voc", "ImageSets/Main/train.txt", b"a 1", b"\0", None),
+    "a listed name too long": ("yolo", "a/list.txt", b"images/train/a.png", LONG, "no pictures"),
+    "a date that is none": ("yolo", "a/data.yaml", b"nc: 2", b"nc: 2023-13-45", "cannot be read"),
+    "a number of many digits": ("yolo", "a/data.yaml", b"nc: 2", b"nc: " + MANY, "cannot be read"),
+    "splits of splits": ("yolo", "a/data.yaml", b"[images/val]", b"[[a], [b, c]]", None),
+    "unfolding YAML": ("yolo", "a/data.yaml", b"nc: 2", UNFOLDING, "has aliases"),
+    "deep YAML": ("yolo", "a/data.yaml", b"nc: 2", DEEP, "cannot be read"),
+    "an orientation that is none": (
+        *(
+            "image",
+            "a.jpg",
+            b"\x01\x12\0\x03\0\0\0\x01\0\x06",
+            b"\x01\x12\0\x03\0\0\0\x01A\x06",
+            None,
+        ),
+    ),
+    "digits that are no number": ("texts", "pairs.txt", b"2 2\n", "² 2\n".encode(), "is neither"),
+    "a deep manifest": ("manifest", "classifier/manifest.json", b'"x"', DEEP, "no threshold"),
+    "a threshold that is none": (
+        "manifest",
+        "classifier/manifest.json",
+        b"0.9",
+        b"NaN",
+        "no threshold",
+    ),
+    "a label of no text": ("manifest", "classifier/manifest.json", b'"x"', b'"\\ud800"', None),
+    "another half elsewhere": (
+        *(
+            "manifest",
+            "translator/manifest.json",
+            b'"encoder": "',
+            b'"encoder": "../',
+            "does not say",
+        ),
+    ),
+    "another half without a name": (
+        *("manifest", "translator/manifest.json", b'"encoder": "encoder.onnx"', b'"encoder": {}'),
+        "does not say",
+    ),
+    "a deep list of a page's files": ("manifest", "site/page.json", b'"old.onnx"', DEEP, None),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_read_or_refused(folders, name):
+    target, file, old, new, refused = FOUND[name]
+    folder = folders(target)
+    index = [path for path, _, _ in folder.files].index(file)
+    content = folder.files[index][2]
+    assert old in content
+    said = pytest.raises(InputError, match=refused) if refused else contextlib.nullcontext()
+    with said:
+        folder.read(index, content.replace(old, new))
