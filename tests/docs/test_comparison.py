@@ -1,6 +1,7 @@
 """The comparison: what it says of Tiffin itself is so."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ FIELDS = {  # what a command line can set
 }
 
 
+@functools.cache
 def assigned(path: str, name: str) -> ast.expr:
     tree = ast.parse((REPO / path).read_text())
     return next(
@@ -39,6 +41,7 @@ def keys(table: ast.expr) -> set[str]:
     return {key.value for key in table.keys if key is not None}
 
 
+@functools.cache
 def known() -> set[str]:
     """Return the names of all recipes and their variants."""
     entries = registry.recipes()
