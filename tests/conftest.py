@@ -13,7 +13,33 @@ import pytest
 
 # The same examples in every run; `--hypothesis-profile default` looks for others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("brief", derandomize=True, max_examples=3)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--brief",
+        action="store_true",
+        help="run the first and the last case of each test with parameters alone, and three "
+        "examples of each property",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--brief"):
+        hypothesis.settings.load_profile("brief")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--brief"):
+        return
+    cases = {}
+    for item in items:
+        cases.setdefault((item.path, item.originalname), []).append(item)
+    kept = {case for found in cases.values() for case in (found[0], found[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True)

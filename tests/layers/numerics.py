@@ -1,5 +1,6 @@
 """Random numbers and gradients on whatever backend Keras has."""
 
+import hypothesis
 import keras
 import numpy as np
 import torch
@@ -8,6 +9,12 @@ from keras import ops
 # Programs of JAX that are compiled in less time, as each of them runs a few times only.
 FAST_XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 RANDOM = np.random.default_rng(3)
+
+
+def examples(count: int) -> hypothesis.settings:
+    """Return settings for so many examples of a property, or for as few as the profile wants."""
+    most = min(count, hypothesis.settings.default.max_examples)
+    return hypothesis.settings(deadline=None, max_examples=most)
 
 
 def normal(*shape):

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
-from numerics import gradients, normal, values
+from numerics import examples, gradients, normal, values
 
 from tiffin.layers import BahdanauAttention, LuongAttention
 
@@ -94,7 +94,7 @@ def test_contexts_weights_and_gradients_equal_the_papers_equations_in_float64(na
         np.testing.assert_allclose(values(one), values(all_steps)[:, 0], atol=1e-6)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.sampled_from(GLOBAL), st.lists(st.integers(1, 6), min_size=1, max_size=3), st.data())
 def test_weights_are_shares_of_what_is_no_padding(name, lengths, data):
     layer, mask = KINDS[name](), lengths_mask(lengths)
@@ -106,7 +106,7 @@ def test_weights_are_shares_of_what_is_no_padding(name, lengths, data):
     assert (weights >= 0).all() and not weights[~np.repeat(mask[:, None], 2, 1)].any()
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.sampled_from([*KINDS]), st.integers(1, 6), st.integers(1, 5))
 def test_padding_never_changes_a_context(name, length, padding):
     layer = KINDS[name]()
@@ -154,6 +154,16 @@ def test_local_attention_looks_at_its_window_alone():
         places = np.flatnonzero(row)
         assert 1 <= len(places) <= 5 and places.max() - places.min() < 5
         assert 0 < row.sum() < 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_batches_may_differ_in_length(name):
+    query, keys = keras.Input((None, FEATURES)), keras.Input((None, FEATURES))
+    model = keras.Model([query, keys], KINDS[name]()(query, keys)[0])
+    batches = [(normal(2, 3, FEATURES), normal(2, length, FEATURES)) for length in (5, 8)]
+    wanted = np.concatenate([values(model([*batch])) for batch in batches])
+    found = model.predict(((batch,) for batch in batches), verbose=0)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", KINDS)

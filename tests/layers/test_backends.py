@@ -30,6 +30,12 @@ def run(*arguments: str, **environment: str) -> None:
 
 @pytest.mark.parametrize("backend", sorted(OTHERS))
 def test_layers_on(backend):
+    run("--brief", KERAS_BACKEND=backend)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", sorted(OTHERS))
+def test_all_cases_on(backend):
     run(KERAS_BACKEND=backend)
 
 

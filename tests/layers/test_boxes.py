@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
-from numerics import RANDOM, gradients, normal, values
+from numerics import RANDOM, examples, gradients, normal, values
 from onnx import helper
 
 from tiffin import layers
@@ -81,7 +81,7 @@ def test_iou_has_finite_gradients_where_nothing_overlaps():
 number = st.integers(-400, 1200).map(lambda n: n / 8)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(number, number, number, number), min_size=2, max_size=2))
 def test_iou_is_symmetric_and_bounded(pair):
     a, b = np.array(pair, "float32")[:, None]
@@ -411,7 +411,7 @@ def test_two_objects_never_share_their_best_anchor():
     assert values(layers.match(nothing, 0.5, 0.5)).tolist() == [[-1] * 3] * 2
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 1000))
 def test_bipartite_matching_is_greedy_by_pairs(seed):
     overlap = np.random.default_rng(seed).random((1, 9, 4)).astype("float32")
@@ -550,3 +550,30 @@ def test_truncated_svd_is_the_best_approximation():
         layers.truncate_svd(model, {"fc8": 1})
     with pytest.raises(ValueError, match="from 1 to 8"):
         layers.truncate_svd(model, {"fc6": 9})
+
+
+def test_truncated_svd_of_a_layer_without_bias():
+    given = keras.Input((4,))
+    model = keras.Model(given, keras.layers.Dense(5, use_bias=False, name="fc")(given))
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    same = layers.truncate_svd(model, {"fc": 4})
+    np.testing.assert_allclose(values(same(x)), values(model(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["align", "pool", "pyramid", "maps"])
+def test_regions_keep_their_place_in_mixed_precision(kind):
+    """In bfloat16 a corner at 600 pixels would move by up to two."""
+    ramp = np.arange(640, dtype="float32") / 2.5  # of whole numbers, which bfloat16 holds
+    features = np.floor(np.broadcast_to(ramp[None, None, :, None], (1, 8, 640, 1)))
+    regions = np.array([[[0, 513, 8, 541], [0, 601.4, 8, 613.3]]], "float32")
+    make = {
+        "align": lambda **how: layers.RoIAlign(2, **how),
+        "pool": lambda **how: layers.RoIPool(2, **how),
+        "pyramid": lambda **how: layers.SpatialPyramidPooling((2, 1), **how),
+        "maps": lambda **how: layers.PyramidRoIAlign(2, (1, 2), **how),
+    }[kind]
+    given = [features, features[:, ::2, ::2]] if kind == "maps" else features
+    exact = values(make()(given, regions))
+    half = make(dtype="mixed_bfloat16")(given, regions)
+    assert keras.backend.standardize_dtype(half.dtype) == "bfloat16"
+    np.testing.assert_allclose(values(ops.cast(half, "float32")), exact, atol=1.0)

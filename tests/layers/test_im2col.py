@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
-from numerics import gradients, normal, values
+from numerics import examples, gradients, normal, values
 
 from tiffin.layers import Im2ColConv2D, col2im, im2col
 
@@ -40,7 +40,7 @@ def test_it_is_keras_convolution_and_so_are_its_gradients(shape, size, stride, p
 @given(
     st.integers(1, 4), st.integers(1, 3), st.integers(0, 5), st.integers(0, 5), st.integers(1, 3)
 )
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_col2im_is_the_transpose_of_im2col(size, stride, more, wider, channels):
     """<im2col(x), p> = <x, col2im(p)>, for pictures whose last places no patch may see, too."""
     height, width = size + more, size + wider

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
-from numerics import gradients, normal, values
+from numerics import examples, gradients, normal, values
 from pytorch_metric_learning import distances, losses, miners, reducers
 
 from tiffin import layers
@@ -141,7 +141,7 @@ def psi(head):
     return own / getattr(head, "scale", 1)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(margin=st.sampled_from([1, 2, 3, 4]), annealing=st.floats(0, 100))
 def test_psi_is_continuous_and_decreasing(margin, annealing):
     for kind in (layers.LSoftmax, layers.ASoftmax):
@@ -153,7 +153,7 @@ def test_psi_is_continuous_and_decreasing(margin, annealing):
         np.testing.assert_allclose(curve[[0, -1]], [1, end], rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(margin=st.floats(0, 1.5))
 def test_arcface_falls_all_the_way(margin):
     curve = psi(layers.ArcFace(2, margin))
@@ -170,7 +170,7 @@ def with_margin(name, margin, classes=5):
 
 
 @pytest.mark.parametrize("name", ["l", "a", "am", "arc"])
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 2**20))
 def test_no_margin_is_softmax_and_more_margin_more_loss(name, seed):
     random = np.random.default_rng(seed)
@@ -193,7 +193,7 @@ def test_no_margin_is_softmax_and_more_margin_more_loss(name, seed):
 
 
 @pytest.mark.parametrize("name", ["am", "arc"])
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 2**20), size=st.floats(1e-3, 1e3))
 def test_normalised_losses_do_not_see_the_length(name, seed, size):
     x = np.random.default_rng(seed).normal(size=(8, 6)).astype("float32")

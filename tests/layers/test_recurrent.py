@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
-from numerics import gradients, normal, values
+from numerics import examples, gradients, normal, values
 
 from tiffin.layers import (
     CoupledLSTMCell,
@@ -289,7 +289,7 @@ def test_what_cannot_be_is_told():
         Recurrent(keras.layers.LSTMCell(3))
 
 
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(st.sampled_from([*KINDS]), st.integers(1, 4), st.integers(1, 4), st.booleans())
 def test_padding_never_changes_an_output(name, length, padding, training):
     cell, options = KINDS[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
@@ -16,6 +17,11 @@ from tiffin.recipes.engine import registry, summary
 def full(*cases: tuple) -> list:
     """Return a parametrised test's cases as ones for the full tests."""
     return [pytest.param(*case, marks=pytest.mark.full) for case in cases]
+
+
+def quick(every: Iterable, *kept) -> list:
+    """Return all cases of one parameter; those that are not kept are for the full tests."""
+    return [x if x in kept else pytest.param(x, marks=pytest.mark.full) for x in every]
 
 
 def check_counts(name: str, count: int, **options) -> keras.Model:

@@ -67,7 +67,7 @@ def train_save_load_export(
     # Clipped: the first step of 152 fresh layers would leave nothing finite.
     # Eager, a single step of a deep net takes a tenth of the time that its graph takes to trace.
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0)
-    model.compile(optimizer, **config.objective(), run_eagerly=fresh)
+    model.compile(optimizer, **config.objective(), run_eagerly=True)
     # Twice: a gamma before ReLU, depthwise convolution and BN does nothing while its beta is zero.
     for _ in range(2):
         assert np.isfinite(model.train_on_batch(images, labels)).all()

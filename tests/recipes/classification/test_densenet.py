@@ -34,12 +34,9 @@ MILLIONS = {  # table 2
     "densenet250_k24_bc": 15.3,
     "densenet190_k40_bc": 25.6,
 }
-SMALL = ("densenet121", "densenet40_k12", "densenet40_k12_bc")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in SMALL else pytest.mark.full) for n in PUBLISHED]
-)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "densenet121", "densenet40_k12_bc"))
 def test_published_parameter_counts(name):
     count, source = PUBLISHED[name]
     assert parity.check_counts(name, count), source
@@ -63,7 +60,9 @@ def test_plain_form_is_the_papers(depth, growth):
     assert plain_count(depth, growth) == PUBLISHED[f"densenet{depth}_k{growth}"][0]
 
 
-@pytest.mark.parametrize(("depth", "growth", "count"), [(40, 12, 599_050), (100, 12, 4_068_490)])
+@pytest.mark.parametrize(
+    ("depth", "growth", "count"), [(40, 12, 599_050), *parity.full((100, 12, 4_068_490))]
+)
 def test_pytorchcvs_plain_form_is_reachable(depth, growth, count):
     ours = recipes.build(f"densenet{depth}_k{growth}", (32, 32, 3), 10, compression=0.5)
     theirs = parity.pytorchcv(f"densenet{depth}_k{growth}_cifar10")
@@ -81,7 +80,7 @@ def test_densenet_is_keras_applications(name, ending, tmp_path):
     parity.check_weights(name, keras_applications(name), tmp_path / f"theirs{ending}")
 
 
-@pytest.mark.parametrize("size", [64, 75])
+@pytest.mark.parametrize("size", [75, *parity.full((64,))])
 def test_densenet121_is_torchvisions(size, tmp_path):
     theirs = parity.torchvision_models().densenet121(weights=None)
     parity.check_weights("densenet121", theirs, tmp_path / "theirs.pth", size)

@@ -41,7 +41,7 @@ def theirs(**options):
     return models.googlenet(weights=None, init_weights=False, **options).eval()
 
 
-@pytest.mark.parametrize("size", [64, 95, pytest.param(224, marks=pytest.mark.full)])
+@pytest.mark.parametrize("size", [95, *parity.full((64,), (224,))])
 def test_torchvision(size, tmp_path):
     parity.check_weights("googlenet_bn", theirs(aux_logits=False), tmp_path / "a.pth", size)
 
@@ -124,7 +124,7 @@ def caffe(model: keras.Model, images: np.ndarray) -> dict[str, torch.Tensor]:
     return outputs
 
 
-@pytest.mark.parametrize("size", [64, 75, pytest.param(224, marks=pytest.mark.full)])
+@pytest.mark.parametrize("size", [75, *parity.full((64,), (224,))])
 def test_the_papers_form_is_caffes(size):
     model = recipes.build("googlenet", (size, size, 3), 10, auxiliary=size == 224)
     parity.randomise(model)

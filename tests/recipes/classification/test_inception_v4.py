@@ -24,6 +24,7 @@ def test_counts(name):
     parity.check_counts(name, PUBLISHED[name][0])
 
 
+@pytest.mark.full
 def test_without_gamma_inception_resnet_v2_has_the_count_of_keras_applications():
     ours = recipes.build("inception_resnet_v2", (75, 75, 3), include_top=False, bn_scale=False)
     theirs = keras.applications.InceptionResNetV2(
@@ -38,17 +39,16 @@ def test_pytorchcv(name, tmp_path):
     parity.check_weights(name, parity.pytorchcv(PYTORCHCV[name]), tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["inception_v4", *parity.full(("inception_resnet_v2",))])
 def test_pytorchcv_with_a_smaller_picture(name, tmp_path):
     theirs = parity.pytorchcv(PYTORCHCV[name])
     theirs.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # it is 8 x 8, made for 299 pixels
     parity.check_weights(name, theirs, tmp_path / "a.safetensors", 75)
 
 
-@pytest.mark.parametrize("size", [75, pytest.param(299, marks=pytest.mark.full)])
-@pytest.mark.parametrize(
-    "ending", ["h5", *(pytest.param(e, marks=pytest.mark.full) for e in ("keras", "weights.h5"))]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("size", [75, 299])
+@pytest.mark.parametrize("ending", ["h5", "keras", "weights.h5"])
 def test_keras_applications(size, ending, tmp_path):
     theirs = keras.applications.InceptionResNetV2(
         input_shape=(size, size, 3), weights=None, classifier_activation=None
@@ -132,9 +132,9 @@ def test_residuals_are_scaled_but_for_the_last():
     "name, stride, least",
     [
         ("inception_v4", 8, 75),
-        ("inception_v4", 4, 39),
-        ("inception_v4", 2, 23),
-        ("inception_resnet_v2", 2, 23),
+        *parity.full(
+            ("inception_v4", 4, 39), ("inception_v4", 2, 23), ("inception_resnet_v2", 2, 23)
+        ),
     ],
 )
 def test_smallest_pictures(name, stride, least):

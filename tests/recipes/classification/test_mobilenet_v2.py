@@ -27,7 +27,7 @@ def test_published_count():
     parity.check_counts("mobilenet_v2", 3_504_872)
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", [0.35, 1.4, *parity.full((0.5,), (0.75,), (1.0,), (1.3,))])
 def test_widths_are_keras_applications(alpha):
     theirs = keras.applications.MobileNetV2((96, 96, 3), alpha, weights=None)
     ours = recipes.build("mobilenet_v2", (96, 96, 3), alpha=alpha)
@@ -41,7 +41,9 @@ def pytorchcv_options(name):
     return {"alpha": alpha, "divisor": 1, "expand_first": first, "padding": "symmetric"}
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2_w3d4", "mobilenetv2b_w1", "mobilenetv2b_wd2"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2b_wd2", *parity.full(("mobilenetv2_w3d4",), ("mobilenetv2b_w1",))]
+)
 def test_widths_are_pytorchcvs(name):
     ours = recipes.build("mobilenet_v2", (32, 32, 3), **pytorchcv_options(name))
     assert summary.trainable(ours) - 1000 == PYTORCHCV[name][1]
@@ -54,7 +56,7 @@ def check_keras_applications(alpha, size, path):
     parity.check_weights("mobilenet_v2", theirs, path, size, alpha=alpha)
 
 
-@pytest.mark.parametrize(("alpha", "size"), [(0.35, 96), (1.4, 75)])
+@pytest.mark.parametrize(("alpha", "size"), [(1.4, 75), *parity.full((0.35, 96))])
 def test_keras_applications(alpha, size, tmp_path):
     check_keras_applications(alpha, size, tmp_path / "theirs.h5")
 
@@ -65,7 +67,7 @@ def test_keras_applications_at_full_size(alpha, tmp_path):
     check_keras_applications(alpha, 224, tmp_path / "theirs.keras")
 
 
-@pytest.mark.parametrize(("width", "size"), [(0.5, 75), (1.0, 64)])
+@pytest.mark.parametrize(("width", "size"), [(0.5, 75), *parity.full((1.0, 64))])
 def test_torchvision(width, size, tmp_path):
     theirs = parity.torchvision_models().mobilenet_v2(width_mult=width)
     options = {"alpha": width, "padding": "symmetric"}

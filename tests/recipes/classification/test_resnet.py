@@ -26,7 +26,7 @@ PUBLISHED = {
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "resnet18", "resnet50", "resnet20"))
 def test_counts(name):
     count, source = PUBLISHED[name]
     assert source
@@ -55,8 +55,8 @@ def test_keras_applications(name, size, file, tmp_path):
 @pytest.mark.parametrize(
     ("name", "size", "file"),
     [
-        ("resnet18", 64, "a.pth"),
-        ("resnet50", 75, "a.safetensors"),
+        ("resnet18", 75, "a.safetensors"),
+        *parity.full(("resnet18", 64, "a.pth"), ("resnet50", 75, "a.safetensors")),
         *parity.full(*((f"resnet{depth}", 224, "a.pth") for depth in (18, 34, 50, 101, 152))),
     ],
 )
@@ -78,7 +78,7 @@ def test_pytorchcv(name, theirs, tmp_path):
     parity.check_weights(name, model, tmp_path / "a.pth", shortcut="projection")
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet56", "resnet110"])
+@pytest.mark.parametrize("name", parity.quick(["resnet20", "resnet56", "resnet110"], "resnet20"))
 def test_cifar_form_is_pytorchcvs_but_for_the_shortcut(name):
     theirs = sum(p.numel() for p in parity.pytorchcv(f"{name}_cifar10").parameters())
     assert trainable(recipes.build(name, (32, 32, 3), 10, shortcut="projection")) == theirs

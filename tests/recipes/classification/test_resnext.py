@@ -16,12 +16,9 @@ PUBLISHED = {
     "resnext29_8x64d": (34_426_698, "pytorchcv's class with 8 groups; test_pytorchcvs_cifar_form"),
     "resnext29_16x64d": (68_155_210, PYTORCHCV),
 }
-SLOW = ("resnext101_64x4d", "resnext29_16x64d")
 
 
-@pytest.mark.parametrize(
-    "name", [*(n for n in PUBLISHED if n not in SLOW), *parity.full(*((n,) for n in SLOW))]
-)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "resnext50_32x4d", "resnext29_8x64d"))
 def test_counts(name):
     count, source = PUBLISHED[name]
     assert source

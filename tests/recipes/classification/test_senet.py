@@ -19,11 +19,10 @@ PUBLISHED = {
     "senet154": (115_088_984, PYTORCHCV),
     "se_resnet20": (274_847, PYTORCHCV),
 }
-SLOW = ("se_resnet152", "se_resnext101_32x4d", "senet154")
 
 
 @pytest.mark.parametrize(
-    "name", [*(n for n in PUBLISHED if n not in SLOW), *parity.full(*((n,) for n in SLOW))]
+    "name", parity.quick(PUBLISHED, "se_resnet50", "se_resnext50_32x4d", "se_resnet20")
 )
 def test_counts(name):
     count, source = PUBLISHED[name]
@@ -34,9 +33,9 @@ def test_counts(name):
 @pytest.mark.parametrize(
     ("name", "size", "file"),
     [
-        ("se_resnet50", 64, "a.pth"),
         ("se_resnext50_32x4d", 64, "a.safetensors"),
         ("se_resnet20", 32, "a.pth"),
+        *parity.full(("se_resnet50", 64, "a.pth")),
         *parity.full(*((name, 224, "a.pth") for name in PUBLISHED if name != "se_resnet20")),
     ],
 )
@@ -112,7 +111,7 @@ class Legacy(nn.Module):
         return (self.fc if self.modern else self.last_linear)(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("modern", "size"), [(False, 64), (True, 75)])
+@pytest.mark.parametrize(("modern", "size"), [(True, 75), *parity.full((False, 64))])
 def test_timm(modern, size, tmp_path):
     options = {"stride_in": "3x3"} if modern else {"stem_pool": "end"}
     path = tmp_path / "a.safetensors"

@@ -42,7 +42,7 @@ AUTHORS = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "shufflenet_v1_g3", "shufflenet_v2_x1_0"))
 def test_published_counts(name):
     count, millions, source = PUBLISHED[name]
     model = parity.check_counts(name, count)
@@ -50,14 +50,14 @@ def test_published_counts(name):
     assert abs(macs / millions - 1) < 0.02, source
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", parity.quick(NARROW, next(iter(NARROW))))
 def test_narrow_forms_of_v1(name):
     groups, alpha, count = NARROW[name]
     model = recipes.build(f"shufflenet_v1_g{groups}", (32, 32, 3), alpha=alpha)
     assert summary.trainable(model) == count
 
 
-@pytest.mark.parametrize(("groups", "alpha"), AUTHORS)
+@pytest.mark.parametrize(("groups", "alpha"), [(8, 2.0), *parity.full(*AUTHORS)])
 def test_widths_are_the_authors(groups, alpha):
     name = f"shufflenet_v1_g{groups}"
     maps = recipes.build(name, (64, 64, 3), alpha=alpha, features=True).output
@@ -65,7 +65,7 @@ def test_widths_are_the_authors(groups, alpha):
     assert widths == AUTHORS[groups, alpha]
 
 
-@pytest.mark.parametrize(("groups", "alpha"), [(2, 0.5), (4, 0.25), (4, 0.5), (8, 0.25)])
+@pytest.mark.parametrize(("groups", "alpha"), [(4, 0.25), (8, 0.25)])
 def test_odd_widths_are_rounded_to_multiples_of_the_groups(groups, alpha):
     model = recipes.build(f"shufflenet_v1_g{groups}", (32, 32, 3), alpha=alpha)
     assert model.get_layer("stage2_unit1_out").output.shape[-1] % (4 * groups) == 0
@@ -76,7 +76,7 @@ def check_torchvision(name, path, size=None):
     parity.check_weights(name, theirs, path, size)
 
 
-@pytest.mark.parametrize("size", [64, 75])
+@pytest.mark.parametrize("size", [75, *parity.full((64,))])
 def test_torchvision(size, tmp_path):
     check_torchvision("shufflenet_v2_x0_5", tmp_path / "theirs.pth", size)
 

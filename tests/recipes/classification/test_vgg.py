@@ -28,7 +28,7 @@ WITHOUT_BIAS |= {"vgg16_bn": 138_361_768, "vgg19_bn": 143_672_744}
 full = pytest.mark.full
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "vgg11", "vgg16", "vgg11_bn"))
 def test_counts(name):
     count, source = PUBLISHED[name]
     model = parity.check_counts(name, count)
@@ -53,7 +53,7 @@ def test_convolutions_before_batch_normalisation_need_no_bias():
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("vgg16", "a.weights.h5"),
+        pytest.param("vgg16", "a.weights.h5", marks=full),
         pytest.param("vgg16", "a.h5", marks=full),
         pytest.param("vgg19", "a.h5", marks=full),
         pytest.param("vgg19", "a.keras", marks=full),
@@ -73,7 +73,7 @@ def test_keras_applications(name, file, tmp_path):
     parity.agree(ours, parity.answer(theirs, images[..., ::-1].copy()))
 
 
-@pytest.mark.parametrize("name", ["vgg11_bn", "vgg13"])
+@pytest.mark.parametrize("name", ["vgg11_bn", *parity.full(("vgg13",))])
 def test_torchvision(name, tmp_path):
     theirs = getattr(parity.torchvision_models(), name)(weights=None)
     theirs.avgpool = torch.nn.Identity()
