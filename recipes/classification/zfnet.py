@@ -235,12 +235,9 @@ class Config(Classification):
     weight_decay: float = 5e-4
     builder: ClassVar = staticmethod(zfnet)
 
-    def build(self, input_shape, classes, normalization, **options):
-        small = min(input_shape[:2]) < 64
-        less = 2 if self.model.startswith("alexnet") else 1
-        options.setdefault("stem_stride", self.stem_stride or (less if small else None))
-        options.setdefault("hidden", self.hidden or (512 if small else 4096))
-        return super().build(input_shape, classes, normalization, **options)
+    @property
+    def small(self):
+        return {"stem_stride": 2 if self.model.startswith("alexnet") else 1, "hidden": 512}
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import keras
-from keras import layers, ops
+from keras import ops
 
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import RoIAlign, RoIPool, truncate_svd
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.region_detection import GivenRegions, hidden
+from tiffin.recipes.engine.region_detection import GivenRegions, hidden, judgement
 from tiffin.recipes.engine.training import main
 
 VARIANTS = {
@@ -87,11 +87,7 @@ def fast_rcnn(
     x = kind(cells, 1 / stride, name="pooled")(seen, regions)
     x = ops.reshape(x, (-1, cells * cells * seen.shape[-1]))
     x = hidden(x, units)
-    small = keras.initializers.RandomNormal(0, 0.01), keras.initializers.RandomNormal(0, 0.001)
-    kinds = 1 + classes
-    logits = layers.Dense(kinds, kernel_initializer=small[0], dtype="float32", name="logits")(x)
-    deltas = layers.Dense(4 * kinds, kernel_initializer=small[1], dtype="float32", name="deltas")(x)
-    outputs = {"map0": seen, "proposals": regions, "logits": logits, "deltas": deltas}
+    outputs = {"map0": seen, "proposals": regions, **judgement(x, 1 + classes)}
     return keras.Model({"image": body["image"], "proposals": regions}, outputs, name=variant)
 
 

@@ -35,9 +35,9 @@ from tiffin.layers import (
     grid_anchors,
     proposal_losses,
 )
-from tiffin.recipes.classification import resnet
 from tiffin.recipes.engine.backbones import backbone_maps, choose
-from tiffin.recipes.engine.region_detection import RegionDetection, hidden
+from tiffin.recipes.engine.names import TORCHVISION_RESNET
+from tiffin.recipes.engine.region_detection import RegionDetection, hidden, judgement
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
 
@@ -61,11 +61,10 @@ TABLES = {
         *("resnet50", {"stride_in": "3x3"}, (4, 8, 16, 32), FINE, 1, 256, "align", 7, (1024, 1024)),
     ),
 }
-BODY = resnet.WEIGHTS["torchvision"].names[:-1]  # all but the head
 WEIGHTS = {
     "torchvision": Collection(
         names=(
-            *((rf"backbone\.body\.{pattern}", layer) for pattern, layer in BODY),
+            *((rf"backbone\.body\.{path}", layer) for path, layer in TORCHVISION_RESNET[:-1]),
             (r"backbone\.fpn\.(inner|layer)_blocks\.(\d)(\.0)?", "fpn_{1}{2+1}"),
             (r"rpn\.head\.conv(\.0\.0)?", "rpn_conv"),
             (r"rpn\.head\.cls_logits", "rpn_objectness"),
@@ -188,10 +187,7 @@ def _judge(maps, regions, by, cells, units, kinds: int, strides, stage: str, blo
         x = ops.reshape(layers.GlobalAveragePooling2D(name="average")(x), (-1, count, 2048))
     else:
         x = hidden(layers.Reshape((count, -1), name="flat")(x), units)
-    small = keras.initializers.RandomNormal(0, 0.01), keras.initializers.RandomNormal(0, 0.001)
-    logits = layers.Dense(kinds, kernel_initializer=small[0], dtype="float32", name="logits")(x)
-    deltas = layers.Dense(4 * kinds, kernel_initializer=small[1], dtype="float32", name="deltas")(x)
-    return {"logits": logits, "deltas": deltas}
+    return judgement(x, kinds)
 
 
 @dataclasses.dataclass

@@ -15,12 +15,12 @@ Run it:
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import keras
 from keras import layers
 
-from tiffin.export.errors import InputError
 from tiffin.layers import CenterLoss, EmbeddingTrainer, PReLU, image_input
 from tiffin.recipes.engine.embedding import MarginRecipe
 from tiffin.recipes.engine.optimizers import OptimizerName
@@ -89,13 +89,10 @@ class Config(MarginRecipe):
     learning_rate: float = 1e-3
     weight_decay: float = 5e-4
     builder: ClassVar = staticmethod(center_loss)
-
-    def check(self) -> None:
-        super().check()
-        if not self.center_weight >= 0:
-            raise InputError(f"--center-weight {self.center_weight}: it must be at least 0.")
-        if not 0 <= self.center_alpha <= 1:
-            raise InputError(f"--center-alpha {self.center_alpha}: from 0 to 1.")
+    limits: ClassVar = MarginRecipe.limits | {
+        "center_weight": (0, math.inf),
+        "center_alpha": (0, 1),
+    }
 
     def head(self, classes: int) -> keras.layers.Layer:
         return layers.Dense(classes, name="logits")

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from tiffin.export.errors import InputError, optional
-from tiffin.export.images import SUFFIXES, image_size
+from tiffin.export.images import image_size
+from tiffin.recipes.engine.data import SPLITS, is_image
 
-_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
-_SPLITS |= {"validation": "validation", "test": "test", "testing": "test"}
 _SHOWN = 5  # problems of one kind that are told one by one
 
 
@@ -162,7 +161,7 @@ def _voc(root: Path, problems: Problems) -> dict[str, list[Picture]]:
     if not parts["train"]:
         raise InputError(f"{root / 'Annotations'} has no .xml file.")
     pictures = {}
-    images = {p.stem: p for p in sorted((root / "JPEGImages").glob("*")) if _is_image(p)}
+    images = {p.stem: p for p in sorted((root / "JPEGImages").glob("*")) if is_image(p)}
     for part, names in parts.items():
         found = (_voc_picture(root, name, images, problems) for name in names)
         pictures[part] = [picture for picture in found if picture]
@@ -234,7 +233,7 @@ def _coco(tables: dict[Path, dict], root: Path, problems: Problems):
     classes: list[str] = []
     for path, table in tables.items():
         words = f"{path.parent.name} {path.stem}".lower().replace("_", " ")
-        known = (part for word, part in _SPLITS.items() if word in words)
+        known = (part for word, part in SPLITS.items() if word in words)
         part = next(known, "train") if len(tables) > 1 else "train"
         found, names = _coco_pictures(path, table, root, problems)
         parts.setdefault(part, []).extend(found)
@@ -329,11 +328,11 @@ def _yolo_images(root: Path, settings: dict, problems: Problems) -> dict[str, li
                 if place.is_file()
                 else sorted(place.rglob("*"))
             )
-            found.setdefault(_SPLITS[key], []).extend(p for p in listed if _is_image(p))
+            found.setdefault(SPLITS[key], []).extend(p for p in listed if is_image(p))
     if not found:
-        for path in sorted(p for p in root.rglob("*") if _is_image(p)):
+        for path in sorted(p for p in root.rglob("*") if is_image(p)):
             words = path.relative_to(root).parent.parts
-            part = next((_SPLITS[w.lower()] for w in words if w.lower() in _SPLITS), "train")
+            part = next((SPLITS[w.lower()] for w in words if w.lower() in SPLITS), "train")
             found.setdefault(part, []).append(path)
     if not found.get("train"):
         raise InputError(f"{root} has no pictures to train on: put them into images/train.")
@@ -376,10 +375,6 @@ def _yolo_picture(root: Path, image: Path, classes: list[str], problems: Problem
         boxes.append(box)
         names.append(name)
     return _picture(image, boxes, names, [False] * len(names), problems, relative=True)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
 def _text(path: Path) -> str:

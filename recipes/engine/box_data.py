@@ -16,8 +16,7 @@ from tiffin.export.proposals import PROPOSALS
 from tiffin.layers import kmeans_anchors
 from tiffin.recipes.engine import annotations, scenes
 from tiffin.recipes.engine.data import (
-    TEST_SHARE,
-    VALIDATION_SHARE,
+    SHARES,
     Split,
     progress,
     read_pixels,
@@ -226,9 +225,8 @@ def _in_memory(split: BoxSplit, part: str, problems: annotations.Problems) -> Bo
 
 def _completed(kind: str, classes: list[str], parts: dict[str, BoxSplit], problems, seed: int):
     """Carve the splits that the data lacks out of its training part."""
-    shares = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
     train = parts["train"]
-    missing = {part: share for part, share in shares.items() if part not in parts}
+    missing = {part: share for part, share in SHARES.items() if part not in parts}
     if len(train) < 1 + len(missing):
         raise InputError(
             f"{kind} has {len(train)} readable training pictures; it takes {1 + len(missing)}, as "

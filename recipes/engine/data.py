@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
-SPLITS |= {"validation": "validation", "dev": "validation", "test": "test", "testing": "test"}
-VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+SPLITS |= {"validation": "validation", "test": "test", "testing": "test", "dev": "validation"}
+SHARES = {"test": 0.2, "validation": 0.1}  # of training data, for splits that are missing
 
 
 @dataclasses.dataclass
@@ -51,10 +51,6 @@ class Split:
         images = None if self.images is None else self.images[indices]
         paths = None if self.paths is None else self.paths[indices]
         return Split(self.labels[indices], self.size, images, paths)
-
-    def name(self, index: int) -> str:
-        """Return what a person calls this example: its file's name, or its number."""
-        return f"#{index}" if self.paths is None else Path(self.paths[index]).name
 
     def targets(self):
         """Return what a network is to find in each example: arrays, the examples first."""
@@ -304,8 +300,7 @@ def _complete(parts: dict[str, Split], kind: str, classes: list[str], seed: int,
     from sklearn.model_selection import train_test_split
 
     train = parts["train"]
-    shares = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
-    missing = {part: share for part, share in shares.items() if part not in parts}
+    missing = {part: share for part, share in SHARES.items() if part not in parts}
     counts = np.bincount(train.labels, minlength=len(classes))
     if counts.min() < 1 + len(missing):
         raise InputError(
@@ -520,12 +515,13 @@ def require_memory(count: int, size: tuple[int, int], what: str) -> None:
         )
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is an image that nobody has hidden, by its name."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    return sorted(filter(is_image, folder.rglob("*")))
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,7 @@ class Detection(ImageRecipe):
     mirrored: ClassVar[bool] = False
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
     make_augmenter: ClassVar[Callable] = staticmethod(box_augmentation.augmenter)
+    limits: ClassVar = ImageRecipe.limits | {"detections": (1, math.inf)}
     parts: ClassVar[tuple[str, ...]]  # names of the losses
     # By variant the network of the classification collection under it, and its options.
     bodies: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
@@ -110,8 +112,6 @@ class Detection(ImageRecipe):
                 )
         if self.suppression == "none" and self.coordinates == "relative":
             raise InputError("--coordinates relative is not for files with --suppression none.")
-        if self.detections < 1:
-            raise InputError(f"--detections {self.detections}: it must be at least 1.")
         if self.backbone and registry.find(self.backbone).task != "classification":
             raise InputError(f"--backbone {self.backbone} is no classification network.")
         optional("pycocotools", "Detection")  # at the very end, to evaluate
@@ -317,7 +317,7 @@ def mean_average_precision(
 
 
 def detect(
-    model: keras.Model, split: BoxSplit, batch_size: int = 32
+    model: keras.Model, split: BoxSplit
 ) -> tuple[list[dict[str, np.ndarray]], np.ndarray, float]:
     """Return what a model finds, in pixels of the original pictures.
 
@@ -326,7 +326,7 @@ def detect(
         second).
     """
     found, index, spent = [], [], 0.0
-    for images, targets in split.batches(batch_size).as_numpy_iterator():
+    for images, targets in split.batches(32).as_numpy_iterator():
         given = {"image": images} | {k: v for k, v in targets.items() if k == PROPOSALS}
         inputs = given if len(model.inputs) > 1 else images
         if not found:

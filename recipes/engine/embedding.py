@@ -45,12 +45,11 @@ class Embedding(ImageRecipe):
     """Pictures of an identity that come together in a batch."""
 
     task: ClassVar[str] = "embedding"
+    limits: ClassVar = ImageRecipe.limits | {"dimensions": (1, math.inf)}
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
 
     def check(self) -> None:
         super().check()
-        if self.dimensions is not None and self.dimensions < 1:
-            raise InputError(f"--dimensions {self.dimensions}: it must be at least 1.")
         if self.unseen is not None and not 0 <= self.unseen < 1:
             raise InputError(f"--unseen {self.unseen}: it is a share, from 0 to below 1.")
         if not 1 <= self.in_a_row <= self.batch_size:
@@ -71,12 +70,6 @@ class Embedding(ImageRecipe):
         data = hold_out(data, share, self.seed) if share else data
         self._pairs(data, data.test.labels)  # a bad pairs file is told before the training
         return data
-
-    def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
-        augment = self.make_augmenter(self.augment)
-        return data.train.training_batches(
-            batch_size, self.seed, first_epoch, augment, drop_remainder, self.in_a_row, self.place
-        )
 
     def embedder(self, input_shape: tuple[int, int, int], normalization: tuple) -> keras.Model:
         """Return the network from raw 0-255 RGB pixels to embeddings, not normalised."""

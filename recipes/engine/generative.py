@@ -261,15 +261,10 @@ def in_batches(model: keras.Model) -> Callable[[np.ndarray], dict[str, np.ndarra
     return call
 
 
-class Pictures:
-    """A network from `Generative.inference`, as a function of latent numbers, `[n, latents]`."""
-
-    def __init__(self, model: keras.Model):
-        self.run = in_batches(model)
-
-    def __call__(self, latent: np.ndarray) -> np.ndarray:
-        (images,) = self.run(latent).values()
-        return images
+def painter(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a network from `Generative.inference` as a function of latents, `[n, latents]`."""
+    run = in_batches(model)
+    return lambda latent: next(iter(run(latent).values()))
 
 
 class Watch(keras.callbacks.Callback):
@@ -282,7 +277,7 @@ class Watch(keras.callbacks.Callback):
         folder: of the sheets.
     """
 
-    def __init__(self, generate: Pictures, latent: np.ndarray, classes: int, folder: Path):
+    def __init__(self, generate: Callable, latent: np.ndarray, classes: int, folder: Path):
         super().__init__()
         self.generate, self.latent, self.classes, self.folder = generate, latent, classes, folder
         self.told = False
@@ -350,13 +345,10 @@ class Generative(Recipe):
     monitor: ClassVar[tuple[str, str]] = ("val_frechet", "min")
     least_steps: ClassVar[int] = 100
     usual_steps: ClassVar[int] = 1300
+    limits: ClassVar = Recipe.limits | {"latents": (1, math.inf), "smoothing": (0, 0.5)}
 
     def check(self) -> None:
         super().check()
-        for name, least, most in (("latents", 1, math.inf), ("smoothing", 0, 0.5)):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise InputError(f"--{name} {value}: from {least} to {most}.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum} must lie in [0, 1).")
         if self.optimizer == "gradient_descent" or self.mixed_precision == "float16" or self.ema:
@@ -417,7 +409,7 @@ class Generative(Recipe):
         with distribution.alone():
             self._judge = self._make_judge(data, directory)
         real, labels = data.train.arrays(_COMPARED, self.seed)
-        latent, generate = self.noise(len(real), 1), Pictures(self.inference(model))
+        latent, generate = self.noise(len(real), 1), painter(self.inference(model))
         count = len(data.classes)
         model.judge = lambda: self._compared(generate(latent), real, labels, count)
         folder = make_folder(directory / SAMPLES)
@@ -465,7 +457,7 @@ class Generative(Recipe):
         """Return how like the test pictures new ones are, and draw them."""
         real, labels = data.test.arrays(5000, self.seed)
         count = len(data.classes)
-        generate = Pictures(model)
+        generate = painter(model)
         samples = generate(self.noise(len(real), 3))
         result, shares = self._judge.compare(samples, real, labels, count)
         others, theirs = data.train.arrays(len(real), self.seed)
@@ -503,7 +495,7 @@ class Generative(Recipe):
         latent = self.noise(200, 5)
         return {
             "calibration": self.noise(100, 6),
-            "evaluation": (latent, Pictures(model)(latent)),
+            "evaluation": (latent, painter(model)(latent)),
             "metric": likeness,
             "max_loss": self.max_loss,
             "description": f"{self.model} trained on {data.kind}: give it {self.latents} random "

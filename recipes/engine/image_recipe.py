@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from keras import ops
 from tiffin.export.errors import InputError
 from tiffin.export.files import write_text
 from tiffin.export.metadata import LABELS_FILE, labels_text
-from tiffin.recipes.engine import registry, report
+from tiffin.recipes.engine import report
 from tiffin.recipes.engine.augmentation import augmenter
 from tiffin.recipes.engine.data import ImageData, load_images
 from tiffin.recipes.engine.training import Recipe
@@ -32,22 +33,20 @@ class ImageRecipe(Recipe):
     image_size: int | None = None
     """Height and width in pixels; default: the data's own, or 224 for folders."""
 
-    builder: ClassVar[Callable[..., keras.Model]]
     small: ClassVar[dict[str, Any]] = {}  # the builder's options below SMALL pixels
     default_size: ClassVar[int] = 224
     make_augmenter: ClassVar[Callable] = staticmethod(augmenter)
+    in_a_row: ClassVar[int] = 1  # pictures of a class that come together in a batch
+    limits: ClassVar = Recipe.limits | {"image_size": (8, math.inf)}
 
     def call_builder(
         self, input_shape: tuple[int, int, int], normalization: tuple, **options
     ) -> keras.Model:
         """Build the recipe's network by its own function.
 
-        Every field of the configuration that is named like an argument of the builder is handed on,
-        but for None: there `small` decides for small pictures, else the builder.
+        Of small pictures, what the configuration leaves open is taken from `small`.
         """
-        known = registry.options_of(self.builder)
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
-        options = {name: value for name, value in given.items() if value is not None} | options
+        options = self.builder_options | options
         if min(input_shape[:2]) < SMALL:
             options = self.small | options
         if len(self.variants()) > 1:
@@ -57,8 +56,6 @@ class ImageRecipe(Recipe):
     def check(self) -> None:
         super().check()
         self.make_augmenter(self.augment)
-        if self.image_size is not None and self.image_size < 8:
-            raise InputError(f"--image-size {self.image_size}: it must be at least 8.")
 
     def load_data(self) -> ImageData:
         return load_images(self.data, self.data_dir, self.image_size, self.default_size, self.seed)
@@ -66,7 +63,7 @@ class ImageRecipe(Recipe):
     def training_batches(self, data: ImageData, batch_size, first_epoch, drop_remainder):
         augment = self.make_augmenter(self.augment)
         return data.train.training_batches(
-            batch_size, self.seed, first_epoch, augment, drop_remainder, place=self.place
+            batch_size, self.seed, first_epoch, augment, drop_remainder, self.in_a_row, self.place
         )
 
     def make_model(self, data: ImageData, normalization: tuple | None) -> keras.Model:
@@ -100,10 +97,10 @@ class ImageRecipe(Recipe):
         }
 
 
-def predictions(model: keras.Model, split, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def predictions(model: keras.Model, split) -> tuple[np.ndarray, np.ndarray]:
     """Return (float32 outputs `[n, ...]`, int labels `[n]`) of every readable example."""
     outputs, labels = [], []
-    for images, batch_labels in split.batches(batch_size).as_numpy_iterator():
+    for images, batch_labels in split.batches(256).as_numpy_iterator():
         outputs.append(ops.convert_to_numpy(model.predict_on_batch(images)))
         labels.append(batch_labels)
     return np.concatenate(outputs), np.concatenate(labels)

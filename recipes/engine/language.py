@@ -11,7 +11,6 @@ from keras import ops
 
 from tiffin.export import recurrent, text
 from tiffin.export.documents import VOCABULARY
-from tiffin.export.errors import InputError
 from tiffin.export.files import write_json, write_text
 from tiffin.export.steps import called, step_model
 from tiffin.layers import Recurrent
@@ -69,11 +68,7 @@ class Language(TextRecipe):
 
     task: ClassVar[str] = "language"
     mirrored: ClassVar[bool] = False
-
-    def check(self) -> None:
-        super().check()
-        if self.steps < 1:
-            raise InputError(f"--steps {self.steps}: it must be at least 1.")
+    limits: ClassVar = TextRecipe.limits | {"steps": (1, math.inf)}
 
     def training_batches(self, data: TextData, batch_size, first_epoch, drop_remainder):
         return data.train.batches(batch_size, self.place).repeat()

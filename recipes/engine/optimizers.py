@@ -6,8 +6,6 @@ from typing import Literal
 import keras
 from keras import ops
 
-from tiffin.export.errors import InputError
-
 OptimizerName = Literal["sgd", "momentum", "adam", "rmsprop", "adadelta", "gradient_descent"]
 ScheduleName = Literal["constant", "step", "cosine"]
 
@@ -88,14 +86,7 @@ def make_optimizer(
         clip_norm: length beyond which the gradient of all variables is scaled down (Pascanu et al.
             2013, arXiv 1211.5063, section 3.2).
         momentum: of `momentum`, and Adam's beta 1.
-
-    Raises:
-        InputError: `ema` outside [0, 1), or a negative `weight_decay`.
     """
-    if not 0 <= ema < 1:
-        raise InputError(f"--ema {ema} must lie in [0, 1); 0.999 averages over about 1,000 steps.")
-    if weight_decay < 0:
-        raise InputError(f"--weight-decay {weight_decay} must not be negative; 0.0001 is usual.")
     common = {"weight_decay": weight_decay or None, "global_clipnorm": clip_norm}
     if ema:
         common |= {"use_ema": True, "ema_momentum": ema}

@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import keras
 from keras import ops
@@ -24,6 +26,19 @@ def hidden(x: keras.KerasTensor, units: Sequence[int]) -> keras.KerasTensor:
         x = keras.layers.Dense(n, activation="relu", name=f"fc{i}")(x)
         x = keras.layers.Dropout(0.5, name=f"drop{i}")(x) if n == 4096 else x
     return x
+
+
+def judgement(x: keras.KerasTensor, kinds: int) -> dict[str, keras.KerasTensor]:
+    """Return `logits` of so many kinds and `deltas`, a box for each kind, of regions.
+
+    They start as in Fast R-CNN's section 2.3, the places nearer to zero than the kinds.
+    """
+    outputs = {}
+    for name, units, spread in (("logits", kinds, 0.01), ("deltas", 4 * kinds, 0.001)):
+        start = keras.initializers.RandomNormal(0, spread)
+        dense = keras.layers.Dense(units, kernel_initializer=start, dtype="float32", name=name)
+        outputs[name] = dense(x)
+    return outputs
 
 
 class RegionDetection(Detection):
@@ -89,15 +104,14 @@ class GivenRegions(RegionDetection):
     regions: int = 64
     """Regions of each picture that a step learns from."""
 
+    limits: ClassVar = Detection.limits | {"proposals": (1, math.inf), "regions": (1, math.inf)}
+
     @property
     def learned(self) -> int:
         return self.regions
 
     def check(self) -> None:
         super().check()
-        for name in ("proposals", "regions"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: it must be at least 1.")
         if self.regions > self.proposals:
             raise InputError(
                 f"--regions {self.regions} are drawn from --proposals {self.proposals}: give as "

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tiffin.export.errors import InputError, nearest
 
@@ -103,20 +103,21 @@ class Claim(NamedTuple):
         return importlib.import_module(f"tiffin.recipes.studies.{self.name}")
 
 
+def _literal(path: Path, name: str) -> tuple[str, Any]:
+    """Return a file's title, and what it gives a name, None where it does not."""
+    tree = ast.parse(path.read_text(), str(path))
+    title = (ast.get_docstring(tree) or "").partition("\n")[0]
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return title, ast.literal_eval(node.value)
+    return title, None
+
+
 @functools.cache
 def studies() -> dict[str, Claim]:
     """Return all studies by file name, in order."""
-    found = {}
-    for path in sorted((_ROOT / "studies").glob("[!_]*.py")):
-        tree = ast.parse(path.read_text(), str(path))
-        claim = next(
-            ast.literal_eval(node.value)
-            for node in tree.body
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CLAIM"
-        )
-        title = (ast.get_docstring(tree) or "").partition("\n")[0]
-        found[path.stem] = Claim(path.stem, path, title, claim)
-    return found
+    files = sorted((_ROOT / "studies").glob("[!_]*.py"))
+    return {path.stem: Claim(path.stem, path, *_literal(path, "CLAIM")) for path in files}
 
 
 def find_study(name: str) -> Claim:
@@ -136,16 +137,13 @@ def find_study(name: str) -> Claim:
 def recipes() -> dict[str, Entry]:
     """Return all recipes by file name, in the order of task and name."""
     found = {}
-    for path in sorted(_ROOT.glob("*/*.py")):
-        if path.parent.name == "engine" or path.stem.startswith("_"):
+    for path in sorted(_ROOT.glob("*/[!_]*.py")):
+        if path.parent.name == "engine":
             continue
-        tree = ast.parse(path.read_text(), str(path))
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
-                title = (ast.get_docstring(tree) or "").partition("\n")[0]
-                rows = ast.literal_eval(node.value)
-                variants = {name: Variant(*row) for name, row in rows.items()}
-                found[path.stem] = Entry(path.stem, path.parent.name, path, variants, title)
+        title, rows = _literal(path, "VARIANTS")
+        if rows:
+            variants = {name: Variant(*row) for name, row in rows.items()}
+            found[path.stem] = Entry(path.stem, path.parent.name, path, variants, title)
     return found
 
 

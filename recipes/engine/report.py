@@ -1,13 +1,14 @@
 """What a run shows to a person: curves, pictures, tables, `report.md`."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tiffin.export.documents import files_table, table
+from tiffin.export.errors import InputError
 from tiffin.export.files import replacing
 
 if TYPE_CHECKING:
@@ -32,19 +33,27 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _grid(count: int, columns: int, width: float, height: float, heading: str = ""):
+    """Return a figure and `count` axes in rows of so many, each of so many inches."""
+    rows = max(1, -(-count // columns))
+    figure = new_figure(width * columns, height * rows + (0.4 if heading else 0))
+    if heading:
+        figure.suptitle(heading)
+    every = [*figure.subplots(rows, columns, squeeze=False).flat]
+    for axes in every[count:]:
+        axes.axis("off")
+    return figure, every[:count]
+
+
 def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     """Draw loss, metrics and learning rate by epoch; training and validation side by side."""
     names = [n for n in rows[-1] if n not in ("epoch", "seconds")]
     names = list(dict.fromkeys(name.removeprefix("val_") for name in names))
     down = -(-len(names) // 5)
-    across = -(-len(names) // down)
-    figure = new_figure(4.2 * across, 3.4 * down)
+    figure, grid = _grid(len(names), -(-len(names) // down), 4.2, 3.4)
     epochs = [row["epoch"] for row in rows]
     single = "." if len(rows) == 1 else ""
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes in grid.flat[len(names) :]:
-        axes.axis("off")
-    for axes, name in zip(grid.flat, names, strict=False):
+    for axes, name in zip(grid, names, strict=True):
         kinds = {"training": (name, "", "black"), "validation": (f"val_{name}", "--", "tab:orange")}
         drawn = {kind: given for kind, given in kinds.items() if given[0] in rows[-1]}
         for kind, (column, line, color) in drawn.items():
@@ -81,26 +90,22 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
 
 def pictures(images, titles: Sequence[str], heading: str, path: Path) -> None:
     """Draw up to 25 pictures with a title each; an empty list says so."""
-    columns = 5
-    rows = max(1, -(-len(images) // columns))
-    figure = new_figure(2.1 * columns, 2.2 * rows + 0.4)
-    figure.suptitle(heading if len(images) else f"{heading}: none")
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+    heading = heading if len(images) else f"{heading}: none"
+    figure, grid = _grid(len(images), 5, 2.1, 2.2, heading)
+    for axes, image, title in zip(grid, images, titles, strict=False):
         axes.axis("off")
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(np.asarray(image).clip(0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=8, wrap=True)
     save(figure, path)
 
 
-def tiles(images: np.ndarray, columns: int, path: Path, least: int = 512) -> None:
+def tiles(images: np.ndarray, columns: int, path: Path) -> None:
     """Write pictures side by side as they are, enlarged by a whole factor, without a frame.
 
     Args:
         images: uint8 `[n, height, width, 1 or 3]`.
         columns: in a row.
-        path: of the picture.
-        least: pixels along its longer side, about.
+        path: of the picture, about 512 pixels along its longer side.
     """
     from PIL import Image
 
@@ -110,7 +115,7 @@ def tiles(images: np.ndarray, columns: int, path: Path, least: int = 512) -> Non
     page[: len(images)] = images
     page = page.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     page = page.reshape(rows * height, columns * width, channels)
-    factor = max(1, least // max(page.shape[:2]))
+    factor = max(1, 512 // max(page.shape[:2]))
     page = page.repeat(factor, 0).repeat(factor, 1)
     with replacing(path) as temporary:
         Image.fromarray(page[..., 0] if channels == 1 else page).save(temporary, format="PNG")
@@ -131,14 +136,22 @@ def animation(folder: Path, path: Path, most: int) -> None:
         )
 
 
+def bars(axes, names: Sequence[str], heights: Mapping[str, Sequence[float]], rotation=0) -> None:
+    """Draw bars side by side, at each name one of each kind, from light to black."""
+    places, width = np.arange(len(names)), 0.8 / len(heights)
+    for i, (kind, values) in enumerate(heights.items()):
+        grey = 0.83 * (1 - i / max(1, len(heights) - 1))
+        shift = (i - (len(heights) - 1) / 2) * width
+        axes.bar(places + shift, values, width, color=f"{grey:.2f}", label=kind)
+    axes.set_xticks(places, names, rotation=rotation)
+
+
 def shares(classes: Sequence[str], made, usual, path: Path) -> None:
     """Draw each class' share of generated pictures beside its share of real ones, in percent."""
     figure = new_figure(max(5.0, 0.5 * len(classes) + 2), 3.6)
     axes = figure.subplots()
-    places = np.arange(len(classes))
-    axes.bar(places - 0.2, 100 * np.asarray(usual), 0.4, color="lightgrey", label="real")
-    axes.bar(places + 0.2, 100 * np.asarray(made), 0.4, color="black", label="generated")
-    axes.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+    heights = {"real": 100 * np.asarray(usual), "generated": 100 * np.asarray(made)}
+    bars(axes, classes, heights, 90 if max(map(len, classes)) > 3 else 0)
     axes.set(xlabel="class, by the judge", ylabel="share, %")
     axes.set_title("Which classes the generator makes")
     axes.legend()
@@ -152,14 +165,9 @@ def attention(maps: Sequence[tuple], path: Path) -> None:
         maps: of each: the source's tokens, the target's, weights `[target, source]`, 0 to 1.
         path: of the picture.
     """
-    columns = 2
-    rows = -(-len(maps) // columns)
-    figure = new_figure(6.4 * columns, 5.2 * rows)
-    figure.suptitle("Attention: where a row's word comes from; white is all of it")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(maps) :]:
-        axes.axis("off")
-    for axes, (source, target, weights) in zip(grid.flat, maps, strict=False):
+    heading = "Attention: where a row's word comes from; white is all of it"
+    figure, grid = _grid(len(maps), 2, 6.4, 5.2, heading)
+    for axes, (source, target, weights) in zip(grid, maps, strict=True):
         axes.imshow(weights[:, : len(source)], cmap="gray", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
         axes.set_yticks(range(len(target)), target, fontsize=7)
@@ -177,14 +185,9 @@ def boxes(images, drawn: Sequence[tuple], heading: str, path: Path) -> None:
     """
     from matplotlib.patches import Rectangle
 
-    columns = 4
-    rows = max(1, -(-len(images) // columns))
-    figure = new_figure(3.6 * columns, 3.6 * rows + 0.4)
-    figure.suptitle(heading)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
+    figure, grid = _grid(len(images), 4, 3.6, 3.6, heading)
+    for axes, image, (real, found, names) in zip(grid, images, drawn, strict=False):
         axes.axis("off")
-    for axes, image, (real, found, names) in zip(grid.flat, images, drawn, strict=False):
         axes.imshow(np.asarray(image).clip(0, 255).astype(np.uint8))
         for these, color, width in ((real, "white", 0.8), (found, "yellow", 1.4)):
             for y1, x1, y2, x2 in these:
@@ -271,14 +274,8 @@ def strip(embeddings: dict[str, np.ndarray], labels: np.ndarray, heading: str, p
     titles = list(embeddings)
     chosen = [titles[i] for i in np.unique(np.linspace(0, len(titles) - 1, 8).round().astype(int))]
     middle, directions = plane(embeddings[titles[-1]])
-    columns = min(4, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = new_figure(3 * columns, 3.1 * rows + 0.3)
-    figure.suptitle(heading)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(chosen) :]:
-        axes.axis("off")
-    for axes, title in zip(grid.flat, chosen, strict=False):
+    figure, grid = _grid(len(chosen), min(4, len(chosen)), 3, 3.1, heading)
+    for axes, title in zip(grid, chosen, strict=True):
         _draw_points(axes, (embeddings[title] - middle) @ directions, labels, None)
         axes.set_title(title, fontsize=9)
     save(figure, path)
@@ -298,9 +295,17 @@ def sheet(batches: "tf.data.Dataset", classes: Sequence[str], path: Path) -> Non
 
 
 def read_history(directory: Path) -> list[dict[str, float]]:
-    """Return the rows of `history.csv`."""
-    with open(directory / "history.csv", newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    """Return the rows of `history.csv`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = directory / "history.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    except (csv.Error, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): copy the run anew.") from error
 
 
 def _shown(value: Any) -> Any:

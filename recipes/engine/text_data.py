@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "pydoc"
 VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
-SPLIT_NAMES = ("to train", "to validate", "to test")
 _MOST_BYTES = 1_000_000_000
 
 
@@ -181,10 +180,11 @@ def load_text(
         counts.pop(UNKNOWN, None)
         most = [word for word, _ in counts.most_common(None if size is None else size - 1)]
         vocabulary = Vocabulary(kind, (UNKNOWN, *most))
-    for piece, least, what in zip(pieces, (rows * steps, rows, rows), SPLIT_NAMES, strict=True):
+    uses = {"train": rows * steps, "validate": rows, "test": rows}
+    for piece, (use, least) in zip(pieces, uses.items(), strict=True):
         if len(piece) <= least:
             raise InputError(
-                f"{name} has {len(piece):,} {kind} {what}, too few for {rows} rows"
+                f"{name} has {len(piece):,} {kind} to {use}, too few for {rows} rows"
                 f"{f' of {steps} steps' if least > rows else ''}: lower --batch-size or --steps, "
                 "or take a longer text."
             )

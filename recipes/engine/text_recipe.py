@@ -2,13 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
 
 from tiffin.export.errors import InputError
-from tiffin.recipes.engine import registry
 from tiffin.recipes.engine.optimizers import OptimizerName
 from tiffin.recipes.engine.training import Recipe
 
@@ -28,7 +26,6 @@ class TextRecipe(Recipe):
     """How much log-likelihood of a token, in nats, an fp16 or int8 file may lose: 3 % of the
     perplexity by default."""
 
-    builder: ClassVar[Callable[..., keras.Model]]
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
 
     def check(self) -> None:
@@ -39,9 +36,6 @@ class TextRecipe(Recipe):
     def call_builder(self, classes: int, **options: Any) -> keras.Model:
         """Build the recipe's network by its own function, for texts of any length.
 
-        Every field of the configuration that is named like an argument of the builder is handed on,
-        but for None.
-
         Args:
             classes: different tokens that it tells.
             **options: further arguments.
@@ -49,10 +43,7 @@ class TextRecipe(Recipe):
         Raises:
             InputError: they do not go together.
         """
-        known = registry.options_of(self.builder)
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
-        given = {name: value for name, value in given.items() if value is not None}
         try:
-            return self.builder(self.model, (None,), classes, **given | options)
+            return self.builder(self.model, (None,), classes, **self.builder_options | options)
         except ValueError as error:
             raise InputError(f"{self.model} cannot be built: {error}") from error

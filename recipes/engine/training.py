@@ -9,6 +9,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,7 +19,7 @@ import tyro
 from tiffin.export.documents import files_table
 from tiffin.export.errors import InputError, nearest
 from tiffin.export.files import make_folder, write_json, write_text
-from tiffin.recipes.engine import distribution, report, weights
+from tiffin.recipes.engine import distribution, registry, report, weights
 from tiffin.recipes.engine.checkpoints import BEST, LAST, Checkpoint, StopOnInterrupt, StopOnNaN
 from tiffin.recipes.engine.optimizers import (
     OptimizerName,
@@ -108,12 +109,22 @@ class Recipe(abc.ABC):
     """Options of the builder that no field here has, and that --weights asked for."""
 
     task: ClassVar[str]
+    builder: ClassVar[Callable[..., keras.Model]]
     monitor: ClassVar[tuple[str, str]]
     momentum: ClassVar[float] = 0.9
     least_steps: ClassVar[int] = 1  # in an epoch, which passes over small data more than once
     usual_steps: ClassVar[int] = 2000  # of a training: enough for a small network on small data
     mirrored: ClassVar[bool] = True  # whether Keras computes the loss, as MirroredStrategy needs
     place: ClassVar[distribution.Place] = distribution.ALONE  # in `run`, where it stands then
+    # The least and the largest value of an option, where it has one.
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "batch_size": (1, math.inf),
+        "epochs": (1, math.inf),
+        "warmup_epochs": (0, math.inf),
+        "early_stopping": (0, math.inf),
+        "decay_factor": (0, 1),
+        "seed": (0, 2**32 - 1),
+    }
 
     @abc.abstractmethod
     def load_data(self) -> Any:
@@ -198,6 +209,13 @@ class Recipe(abc.ABC):
         """Return the models that the recipe's file lists in its `VARIANTS`."""
         return list(sys.modules[cls.__module__].VARIANTS)
 
+    @property
+    def builder_options(self) -> dict[str, Any]:
+        """The fields that bear the name of a builder's argument; None is left to the builder."""
+        known = registry.options_of(self.builder)
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in known}
+        return {name: value for name, value in given.items() if value is not None}
+
     def check(self) -> None:
         """Refuse what cannot work before anything is loaded.
 
@@ -207,19 +225,19 @@ class Recipe(abc.ABC):
         if self.model not in self.variants():
             near = nearest(self.model, self.variants())
             raise InputError(f"{self.family()} has no model '{self.model}'{near}")
-        limits = {
-            "batch_size": (1, math.inf),
-            "epochs": (1, math.inf),
-            "warmup_epochs": (0, math.inf),
-            "early_stopping": (0, math.inf),
-            "decay_factor": (0, 1),
-            "seed": (0, 2**32 - 1),
-        }
-        for field, (least, most) in limits.items():
+        for field, (least, most) in self.limits.items():
             value = getattr(self, field)
             if value is not None and not least <= value <= most:
                 bound = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise InputError(f"--{field.replace('_', '-')} {value}: it must be {bound}.")
+        if not 0 <= self.ema < 1:
+            raise InputError(
+                f"--ema {self.ema} must lie in [0, 1); 0.999 averages over about 1,000 steps."
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(
+                f"--weight-decay {self.weight_decay} must not be negative; 0.0001 is usual."
+            )
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm {self.clip_norm}: it must be above zero; 5 is usual.")
         if not 0 < self.learning_rate < math.inf:

@@ -77,13 +77,14 @@ class TranslationRecipe(TextRecipe):
 
     task: ClassVar[str] = "translation"
     usual_steps: ClassVar[int] = 1200
+    limits: ClassVar = TextRecipe.limits | {
+        "vocabulary": (10, math.inf),
+        "beam": (1, math.inf),
+        "length": (2, math.inf),
+    }
 
     def check(self) -> None:
         super().check()
-        for name, least in (("vocabulary", 10), ("beam", 1), ("length", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value}: it must be at least {least}.")
         if self.length_penalty is not None and not 0 <= self.length_penalty < math.inf:
             raise InputError(f"--length-penalty {self.length_penalty}: it must not be negative.")
         if not all(0 <= share <= 1 for share in self.truth()):
@@ -173,10 +174,7 @@ class TranslationRecipe(TextRecipe):
                 return
             sides = (
                 (translator.source, translator.tokens(source)),
-                (
-                    translator.target,
-                    [*tokens, text.END],
-                ),
+                (translator.target, [*tokens, text.END]),
             )
             names = [[vocabulary.tokens[int(t)] for t in side] for vocabulary, side in sides]
             maps.append((*names, weights))

@@ -14,6 +14,8 @@ import numpy as np
 from tiffin.export.errors import InputError
 
 FOLDS = 10
+RANKS = (1, 5, 10)
+EPISODES = 1000
 FALSE_ACCEPTS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -246,19 +248,16 @@ def pair_accuracy(outputs: dict[str, np.ndarray], targets: np.ndarray) -> float:
     return verify(distance, pairs)["verification_accuracy"]
 
 
-def recall_at(
-    embeddings: np.ndarray, labels: np.ndarray, ranks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Return the share of pictures with one of their identity among the k nearest others.
+def recall_at(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the share of pictures with one of their identity among the 1, 5, 10 nearest others.
 
     Args:
         embeddings: float `[n, dimensions]`.
         labels: int `[n]`; pictures whose identity has no other are not asked.
-        ranks: the ks.
     """
     x = unit(embeddings)
     asked = np.flatnonzero(np.bincount(labels)[labels] > 1)
-    most = min(max(ranks), len(x) - 1)
+    most = min(max(RANKS), len(x) - 1)
     hits = []
     for start in range(0, len(asked), 1024):
         rows = asked[start : start + 1024]
@@ -269,16 +268,10 @@ def recall_at(
         near = np.take_along_axis(near, order, 1)
         hits.append(labels[near] == labels[rows, None])
     hit = np.concatenate(hits) if hits else np.zeros((0, most), bool)
-    return {str(k): float(hit[:, :k].any(1).mean()) for k in ranks} if len(hit) else {}
+    return {str(k): float(hit[:, :k].any(1).mean()) for k in RANKS} if len(hit) else {}
 
 
-def one_shot(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    ways: int = 5,
-    episodes: int = 1000,
-    seed: int = 0,
-) -> float | None:
+def one_shot(embeddings: np.ndarray, labels: np.ndarray, ways: int = 5) -> float | None:
     """Return how often the nearest of `ways` single examples has the identity of a query.
 
     Lake et al. 2011 and Vinyals et al. 2016 (arXiv 1606.04080): each episode draws `ways`
@@ -288,22 +281,20 @@ def one_shot(
         embeddings: float `[n, dimensions]`.
         labels: int `[n]`.
         ways: identities an episode.
-        episodes: how many are drawn.
-        seed: of the draw.
 
     Returns:
         The share, 0 to 1; None where there are fewer identities with two pictures than `ways`.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     x = unit(embeddings)
     groups = [np.flatnonzero(labels == i) for i in np.unique(labels)]
     groups = [g for g in groups if len(g) > 1]
     if len(groups) < ways:
         return None
     right = 0
-    for _ in range(episodes):
+    for _ in range(EPISODES):
         drawn = random.choice(len(groups), ways, replace=False)
         query, first = random.choice(groups[drawn[0]], 2, replace=False)
         shown = [first, *(random.choice(groups[i]) for i in drawn[1:])]
         right += int(np.argmax(x[shown] @ x[query]) == 0)
-    return right / episodes
+    return right / EPISODES

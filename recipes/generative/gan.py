@@ -13,6 +13,7 @@ The papers show pictures; figures of ours, the Fréchet distance beside that of 
 themselves, stand in docs/results.md. Adam at 2e-4 with a first beta of 0.5 is the second paper's,
 for both.
 
+Run it:
     python recipes/generative/gan.py
     python recipes/generative/gan.py --data mnist --epochs 10 --export
 """

@@ -8,9 +8,10 @@ Graves: Generating Sequences With Recurrent Neural Networks, 2013, arXiv 1308.08
 Karpathy, Johnson, Fei-Fei: Visualizing and Understanding Recurrent Networks, 2015, arXiv
 1506.02078, whose comparison of cells at equal parameters (table 1) the variants repeat.
 
-    python recipes/sequence/char_rnn.py --data shakespeare.txt --epochs 10
-
 The variants differ in the cell alone, and in its width, so that all have about as many parameters.
+
+Run it:
+    python recipes/sequence/char_rnn.py --data shakespeare.txt --epochs 10
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ from tiffin.recipes.engine.language import Language
 from tiffin.recipes.engine.text_data import TextData, load_text
 from tiffin.recipes.engine.training import main
 
-VARIANTS = {  # year, steps, parameters, MACs, error, data
+VARIANTS = {
+    # name: (year, steps, parameters, MACs, error, measured on)
     "char_lstm": (1997, 100, 718_849, 71_308_800, None, "tinyshakespeare"),
     "char_peephole_lstm": (2002, 100, 720_001, 71_308_800, None, "tinyshakespeare"),
     "char_coupled_lstm": (2017, 100, 722_817, 71_724_800, None, "tinyshakespeare"),
@@ -92,7 +94,12 @@ def char_rnn(
 
 @dataclasses.dataclass
 class Config(Language):
-    """Train a character-level language model, on any text."""
+    """Train a character-level language model (Graves 2013, arXiv 1308.0850), on any text.
+
+    examples:
+      tiffin train char_lstm --data shakespeare.txt --epochs 14 --dropout 0.2 --export
+      tiffin train char_gru --data shakespeare.txt --depth 2 --steps 100
+    """
 
     model: Literal[tuple(VARIANTS)] = "char_lstm"
     """Which cell."""

@@ -13,12 +13,13 @@ arXiv 1409.0473.
 Luong, Pham, Manning: Effective Approaches to Attention-based Neural Machine Translation, 2015,
 arXiv 1508.04025.
 
-    python recipes/sequence/seq2seq.py --export
-    python recipes/sequence/seq2seq.py --data multi30k/ --languages en de --tokens pieces
-
 The papers' figures are for millions of sentences; ours, for the same encoder and width under every
 decoder, stand in docs/results.md. Where Bahdanau et al. differ in themselves on the state that the
 features see, section 3.1 (the new one) is followed, not A.2.2 (the last one).
+
+Run it:
+    python recipes/sequence/seq2seq.py --export
+    python recipes/sequence/seq2seq.py --data multi30k/ --languages en de --tokens pieces
 """
 
 import dataclasses
@@ -150,7 +151,13 @@ def decoder_step(
 
 @dataclasses.dataclass
 class Config(TranslationRecipe):
-    """Train a translator, on dates, or on any two files that say the same line by line."""
+    """Train a translator, on dates, or on any two files that say the same line by line.
+
+    examples:
+      tiffin train seq2seq --export
+      tiffin train seq2seq_bahdanau --data multi30k/ --languages en de
+      tiffin train seq2seq --data english.txt --target german.txt --tokens words
+    """
 
     model: Literal[tuple(VARIANTS)] = "seq2seq_luong"
     """Which decoder."""

@@ -18,12 +18,12 @@ of the same size come from rates times, and gradient norms divided by, the numbe
 """
 
 import dataclasses
-from typing import Any, Literal
+import math
+from typing import Any, ClassVar, Literal
 
 import keras
 from keras import layers
 
-from tiffin.export.errors import InputError
 from tiffin.layers import LSTMCell, Recurrent
 from tiffin.recipes.engine.language import Language
 from tiffin.recipes.engine.optimizers import OptimizerName, ScheduleName
@@ -98,7 +98,12 @@ def word_lm(
 
 @dataclasses.dataclass
 class Config(Language):
-    """Train a word-level language model, on any text."""
+    """Train a word-level language model (Zaremba et al. 2014, arXiv 1409.2329), on any text.
+
+    examples:
+      tiffin train word_lm --data ptb/ --export
+      tiffin train word_lm_medium --data ptb/ --tied
+    """
 
     model: Literal[tuple(VARIANTS)] = "word_lm_small"
     """Which size."""
@@ -129,6 +134,7 @@ class Config(Language):
     """What the learning rate is multiplied by; default: the variant's, once an epoch."""
 
     builder = staticmethod(word_lm)
+    limits: ClassVar = Language.limits | {"vocabulary": (2, math.inf)}
 
     def run(self) -> dict[str, Any]:
         if self.model in SIZES:  # else `check` has the nearest names
@@ -144,11 +150,6 @@ class Config(Language):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-
-    def check(self) -> None:
-        super().check()
-        if self.vocabulary < 2:
-            raise InputError(f"--vocabulary {self.vocabulary}: it must be at least 2.")
 
     def load_data(self) -> TextData:
         given = self.data, self.encoding, self.batch_size, self.steps

@@ -12,13 +12,12 @@ import tempfile
 from pathlib import Path
 
 import keras
-import numpy as np
 from keras import layers
 
 from tiffin import export
 from tiffin.export.benchmark import measure
 from tiffin.layers import GroupedConv2D
-from tiffin.recipes.engine import summary
+from tiffin.recipes.engine import report, summary
 from tiffin.recipes.engine.study import Outcome, Study, main
 
 CLAIM = "Depthwise separable convolutions need an eighth of the MACs, and so of the time"
@@ -98,12 +97,9 @@ class Config(Study):
 
     def draw(self, figure, rows, drawn):
         axes = figure.subplots()
-        places = np.arange(len(KINDS))
-        bars = ("MACs", "lightgrey"), ("ONNX time", "grey"), ("TFLite time", "black")
-        for shift, (name, color) in zip((-0.27, 0, 0.27), bars, strict=True):
-            shares = [100 * rows[kind][f"{name}, share"] for kind in KINDS]
-            axes.bar(places + shift, shares, 0.27, color=color, label=name)
-        axes.set_xticks(places, KINDS)
+        names = ("MACs", "ONNX time", "TFLite time")
+        shares = {name: [100 * rows[kind][f"{name}, share"] for kind in KINDS] for name in names}
+        report.bars(axes, KINDS, shares)
         axes.set(xlabel="kind of convolution", ylabel="% of the standard 3x3")
         axes.set_title(
             f"{self.depth} convolutions of {self.size}x{self.size}x{self.channels}, one thread"

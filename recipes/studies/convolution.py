@@ -15,6 +15,7 @@ import numpy as np
 from keras import layers, ops
 
 from tiffin.layers import Im2ColConv2D
+from tiffin.recipes.engine import report
 from tiffin.recipes.engine.study import Outcome, Study, autodiff, main
 
 CLAIM = "A convolution is one matrix product over copied patches: k² the memory, but fast"
@@ -90,16 +91,12 @@ class Config(Study):
 
     def draw(self, figure, rows, drawn):
         left, right = figure.subplots(1, 2)
-        places = np.arange(len(rows))
-        left.bar(places, [r["memory of the input"] for r in rows.values()], color="grey")
+        report.bars(left, rows, {"": [r["memory of the input"] for r in rows.values()]}, 20)
         left.set(xlabel="kernel", ylabel="times the input's memory", title="What im2col copies")
-        for shift, name, color in ((-0.2, "im2col", "black"), (0.2, "Conv2D", "lightgrey")):
-            heights = [r[f"ms, {name}"] for r in rows.values()]
-            right.bar(places + shift, heights, 0.4, color=color, label=name)
+        times = {name: [r[f"ms, {name}"] for r in rows.values()] for name in ("Conv2D", "im2col")}
+        report.bars(right, rows, times, 20)
         right.set(xlabel="kernel", ylabel=f"ms for {self.batch} pictures", title="Forward pass")
         right.legend()
-        for axes in (left, right):
-            axes.set_xticks(places, rows, rotation=20)
 
     def judge(self, rows, spread):
         worst = max(max(r["output differs by"], r["gradients by"]) for r in rows.values())

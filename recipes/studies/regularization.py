@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import layers, regularizers
 
+from tiffin.recipes.engine import report
 from tiffin.recipes.engine.study import DataStudy, Outcome, main, prepare
 
 CLAIM = "Regularisation costs training accuracy and wins test accuracy; L1 makes weights zero"
@@ -86,11 +87,9 @@ class Config(DataStudy):
 
     def draw(self, figure, rows, drawn):
         bars, weights = figure.subplots(1, 2)
-        places = np.arange(len(KINDS))
-        for shift, name, color in ((-0.2, "training", "lightgrey"), (0.2, "test", "black")):
-            heights = [100 * rows[kind][f"{name} accuracy"] for kind in KINDS]
-            bars.bar(places + shift, heights, 0.4, color=color, label=name)
-        bars.set_xticks(places, KINDS, rotation=30)
+        parts = ("training", "test")
+        heights = {part: [100 * rows[kind][f"{part} accuracy"] for kind in KINDS] for part in parts}
+        report.bars(bars, KINDS, heights, 30)
         low = 100 * min(cells["test accuracy"] for cells in rows.values())
         bars.set(xlabel="regularisation", ylabel="accuracy, %", ylim=(low - 10, 108))
         bars.set_title(f"{self.examples} training pictures")

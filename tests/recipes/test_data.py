@@ -51,7 +51,7 @@ def test_split_folders_are_taken_as_they_are(photos, tmp_path):
             source.rename(root / part / name / source.name)
     found = load(root)
     assert [len(found.train), len(found.validation), len(found.test)] == [16, 2, 2]
-    assert found.test.name(0) == "red1.png"
+    assert Path(found.test.paths[0]).name == "red1.png"
 
 
 def test_streamed_pixels_equal_decoded_ones_and_bad_files_are_skipped(photos, monkeypatch, capfd):

@@ -315,6 +315,8 @@ def test_bad_options_are_named_before_anything_is_loaded(tmp_path, run):
         "--seed -1: it must be from 0 to": {"seed": -1},
         "--warmup-epochs -1.0: it must be at least 0": {"warmup_epochs": -1.0},
         "--early-stopping -1": {"early_stopping": -1},
+        "--ema 1.0 must lie in": {"ema": 1.0},
+        "--weight-decay -0.1 must not be negative": {"weight_decay": -0.1},
         "--milestones 30.0: they are shares": {"milestones": (30.0,)},
         "--learning-rate inf": {"learning_rate": float("inf")},
         "--image-size 4: it must be at least 8": {"image_size": 4},

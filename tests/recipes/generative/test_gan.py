@@ -260,7 +260,7 @@ def test_samples_are_counted_by_class_and_spread():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"latents": 0}, "--latents 0"),
+        ({"latents": 0}, "--latents 0: it must be at least 1"),
         ({"smoothing": 0.9}, "--smoothing 0.9"),
         ({"momentum": 1.0}, "--momentum 1.0"),
         ({"ema": 0.9}, "for one network with one loss"),
