@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import torch
+from parity import quick
 from PIL import Image
 
 import tiffin.export
@@ -77,7 +78,9 @@ def torch_arcface(counts, widths, size):
     return nn.Sequential(*parts, nn.BatchNorm1d(512, affine=True))
 
 
-@pytest.mark.parametrize("name", ["arcface_r18", "arcface_r34", "arcface_r50", "arcface_r100"])
+@pytest.mark.parametrize(
+    "name", quick([f"arcface_r{depth}" for depth in (18, 34, 50, 100)], "arcface_r18")
+)
 def test_arcface_networks_are_torchs(name):
     # The authors' code: depths of iresnet18 to iresnet100; its last gamma is frozen.
     depths = {"18": [2, 2, 2, 2], "34": [3, 4, 6, 3], "50": [3, 4, 14, 3], "100": [3, 13, 30, 3]}

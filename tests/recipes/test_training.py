@@ -288,7 +288,7 @@ def test_gradient_descent_takes_one_step_with_the_whole_training_set():
     np.testing.assert_allclose(model.get_weights()[1], bias, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.full)])
 def test_other_backends_train_resume_and_export(backend, tmp_path):
     process = start(
         tmp_path / "run", "--export", "--precisions", "fp32", "--ema", "0.9", "--epochs", "2",

@@ -156,7 +156,7 @@ def test_decoders_follow_their_papers_equations(variant):
         np.testing.assert_allclose(logits[i], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.full)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_padding_never_changes_what_is_said(variant, cell):
     model = small(variant, cell=cell)
@@ -167,8 +167,15 @@ def test_padding_never_changes_what_is_said(variant, cell):
     np.testing.assert_allclose(padded[:, :4], logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [None, 6])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("cell", "length"),
+    [
+        ("gru", None),
+        ("lstm", 6),
+        pytest.param("gru", 6, marks=pytest.mark.full),
+        pytest.param("lstm", None, marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_halves_say_step_by_step_what_the_whole_says(variant, cell, length):
     model = small(variant, cell=cell)
@@ -544,6 +551,7 @@ def test_rows_are_padded_to_the_longest():
     assert wide.rows(1, np.array([2]), True, True).tolist() == [[1, 3, 4, 5, 2, 0, 0, 0]]
 
 
+@pytest.mark.full
 def test_a_translator_trains_on_jax_and_leaves(tmp_path):
     source, target = corpus(tmp_path, 200)
     script = f"""

@@ -17,7 +17,7 @@ from tiffin.recipes.engine.weights import load_weights
     [
         # The authors' network for VOC, layer by layer; 38 x 38 cells with nine anchors
         ("faster_rcnn_vgg16", 137_078_239, 12_996),
-        ("faster_rcnn_resnet50", 28_469_983, 12_996),
+        *parity.full(("faster_rcnn_resnet50", 28_469_983, 12_996)),
         ("faster_rcnn_small", 537_558, 5184),
         # torchvision's, but for ten classes of COCO that never occur and a frozen batch norm
         ("faster_rcnn_resnet50_fpn", 41_755_286 - 10 * 5 * 1025 + 53_120, 159_882),

@@ -25,7 +25,7 @@ FRAME = Frame.around((96, 96), (96, 96))
     [
         # ssd.pytorch's counts for VOC, and the paper's numbers of boxes (sections 3.1 and 3.3)
         ("ssd300_vgg16", 26_285_486, 8732),
-        ("ssd512_vgg16", 27_188_676, 24564),
+        *parity.full(("ssd512_vgg16", 27_188_676, 24564)),
         # MobileNetV2, table 6: 4.3 M parameters and 0.8 B MACs on COCO
         ("ssdlite320_mobilenet_v2", 4_386_058, 2434),
         ("ssd_small", 653_420, 3024),

@@ -17,10 +17,10 @@ from tiffin.recipes.engine.weights import load_weights
     "name, count, rows",
     [
         # Sizes of the authors' files, less the statistics of batch normalisation; ports of v1
-        ("yolov1", 271_703_550, 98),
+        *parity.full(("yolov1", 271_703_550, 98)),
         ("yolov1_fast", 45_089_374, 98),
         ("yolov2", (203_934_260 - 16) // 4 - 20_672, 845),
-        ("yolov3", (248_007_048 - 20) // 4 - 52_608, 10_647),
+        *parity.full(("yolov3", (248_007_048 - 20) // 4 - 52_608, 10_647)),
         ("yolov3_tiny", (35_434_956 - 20) // 4 - 6_368, 2535),
         ("yolov3_small", 436_774, 2160),
     ],
