@@ -6,6 +6,7 @@ Run it where requirements.txt and tests/requirements.txt are installed, after a 
 """
 
 import re
+import sys
 import tomllib
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tiffin.export.documents import table
+from tiffin.recipes.engine import registry
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "licences.md"
@@ -42,7 +44,27 @@ An app that runs exported files needs none of this, but onnxruntime (MIT) or Lit
 alone. torch (BSD-3-Clause) is not in `tiffin[all]`: its wheels for NVIDIA's GPUs bring NVIDIA's
 libraries, which are proprietary.
 
-{table}
+{packages}
+
+## Weights
+
+None come with Tiffin. `--weights imagenet` and `--weights coco` fetch what others publish, and say
+from where and under which licence:
+
+{weights}
+
+The pictures of ImageNet themselves are for research and teaching that are not commercial; whether
+this reaches weights that learned from them is not settled.
+
+## Data
+
+- `digits`, for classifiers, detectors and embeddings: comes with scikit-learn, a part of UCI's
+  "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), CC BY 4.0.
+- The texts that language models learn by default: the reference of the Python language, which comes
+  with Python (PSF-2.0).
+- `dates`, for translators: written by Tiffin itself.
+
+Nothing else comes along or is fetched but what `--data` names; TFDS shows a data set's own terms.
 """
 
 
@@ -108,10 +130,19 @@ def installed() -> dict[str, tuple[str, Distribution]]:
     return found
 
 
+def weights() -> str:
+    """Return a table of the weights that can be fetched."""
+    found = {}
+    for entry in registry.recipes().values():
+        for name, collection in getattr(entry.load(), "WEIGHTS", {}).items():
+            if collection.files:
+                found.setdefault((name, collection.licence), []).append(entry.name)
+    rows = [[*kind, ", ".join(recipes)] for kind, recipes in sorted(found.items())]
+    return table(["published by", "licence", "for"], rows)
+
+
 def page() -> str:
     """Return docs/licences.md."""
-    import sys
-
     rows, weak = [], []
     for name, (extra, package) in sorted(installed().items()):
         words = licence(package)
@@ -122,7 +153,12 @@ def page() -> str:
         rows.append([name, package.version, words, f"`[{extra}]`" if extra else "base"])
     python = ".".join(map(str, sys.version_info[:2]))
     columns = ["package", "version", "licence", "comes with"]
-    return _TEXT.format(python=python, weak=" and ".join(weak), table=table(columns, rows))
+    return _TEXT.format(
+        python=python,
+        weak=" and ".join(weak),
+        packages=table(columns, rows),
+        weights=weights(),
+    )
 
 
 if __name__ == "__main__":

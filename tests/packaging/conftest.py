@@ -32,8 +32,9 @@ def built(tmp_path_factory):
     skip = shutil.ignore_patterns("__pycache__", "runs", "node_modules", "*.egg-info")
     for name in ("layers", "recipes", "export", "tests", "docs", "benchmarks", ".ci"):
         shutil.copytree(REPO / name, given / name, ignore=skip)
-    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "requirements.txt"):
-        shutil.copy(REPO / name, given / name)
+    for path in REPO.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, given)
     build("sdist", given, output)
     (archive,) = output.glob("*.tar.gz")
     with tarfile.open(archive) as file:
