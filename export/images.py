@@ -41,18 +41,18 @@ def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     with _opened(Path(path)) as file:
         file.load()
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float32)
-        # 16-bit files use the whole range; "I" also carries 8-bit values in some formats.
-        scale = 257.0 if pixels.max(initial=0) > 255 else 1.0
-        image = Image.fromarray((pixels / scale).clip(0, 255).round().astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            pixels = np.asarray(image, np.float32)
+            # 16-bit files use the whole range; "I" also carries 8-bit values in some formats.
+            scale = 257.0 if pixels.max(initial=0) > 255 else 1.0
+            image = Image.fromarray((pixels / scale).clip(0, 255).round().astype(np.uint8))
+        if "A" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        if size is not None and image.size != (size[1], size[0]):
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(image)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:

@@ -4,8 +4,10 @@ import abc
 import contextlib
 import dataclasses
 import logging
+import mmap
 import os
 import re
+import struct
 import sys
 import tempfile
 import zipfile
@@ -166,7 +168,10 @@ class _Onnx(Runner):
 
     def step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         feed = {t.name: a for t, a in zip(self.inputs, arrays, strict=True)}
-        return self._session.run(None, feed)
+        try:
+            return self._session.run(None, feed)
+        except Exception as error:
+            raise _unreadable(self.path, "an ONNX model that runs to its end", error) from error
 
 
 def _onnx_tensor(value) -> Tensor:
@@ -182,6 +187,7 @@ class _TFLite(Runner):
         with open(path, "rb") as file:
             if file.read(8)[4:] != b"TFL3":
                 raise _unreadable(path, "a TFLite model", "its identifier TFL3 is missing")
+        _check_tflite(path)
         try:
             with quiet():
                 interpreter = Interpreter(
@@ -210,6 +216,12 @@ class _TFLite(Runner):
         return super()._convert(index, tensor, array)
 
     def step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        try:
+            return self._step(arrays)
+        except (ValueError, RuntimeError) as error:
+            raise _unreadable(self.path, "a TFLite model that runs to its end", error) from error
+
+    def _step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         resized = False
         for detail, array in zip(self._ins, arrays, strict=True):
             if tuple(detail["shape"]) != array.shape:
@@ -227,6 +239,20 @@ class _TFLite(Runner):
                 value = (value.astype(np.float32) - detail["quantization"][1]) * np.float32(scale)
             values.append(value)
         return values
+
+
+def _check_tflite(path: Path) -> None:
+    """Refuse a file without a graph, on which LiteRT would crash, and the process with it."""
+    from ai_edge_litert.schema_py_generated import Model
+
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        try:
+            root = Model.GetRootAs(content, 0)
+            whole = root.SubgraphsLength() > 0 and root.OperatorCodesLength() > 0
+        except (struct.error, IndexError, TypeError, ValueError):
+            whole = False
+    if not whole:
+        raise _unreadable(path, "a TFLite model", "it holds no graph")
 
 
 def _named_details(interpreter) -> tuple[dict[str, dict], dict[str, dict]]:
