@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,10 +49,12 @@ def find_threshold(path: Path) -> float:
         if not manifest.exists():
             continue
         try:
-            return float(
-                json.loads(manifest.read_text(encoding="utf-8"))["verification"]["threshold"]
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            stored = json.loads(manifest.read_text(encoding="utf-8"))
+            threshold = float(stored["verification"]["threshold"])
+            if not 0 <= threshold <= 2:
+                raise ValueError(f"{threshold} is none")
+            return threshold
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{manifest} holds no threshold of an embedder ({error!r}): give one with "
                 "--threshold, a distance from 0 to 2."
@@ -92,7 +93,8 @@ def load_gallery(path: Path, model: Path) -> tuple[list[str], np.ndarray]:
             names, embeddings, made_by = file["names"], file["embeddings"], str(file["model"])
         if embeddings.ndim != 2 or names.shape != embeddings.shape[:1] or names.dtype.kind != "U":
             raise ValueError("names and embeddings do not pair up")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # NumPy, zipfile and zlib raise all sorts of errors on broken bytes.
         raise InputError(
             f"{path} is no gallery: name a folder of folders of pictures, or what --save wrote."
         ) from error
