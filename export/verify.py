@@ -9,7 +9,8 @@ from tiffin.export.errors import InputError
 EMBEDDINGS = "embeddings"  # an output of this name is compared by its direction
 # Outputs of these names are compared detection by detection: two of about the same score may
 # change places.
-DETECTIONS = frozenset({"boxes", "scores", "classes", "count"})
+_OF_EACH = frozenset({"boxes", "scores", "classes"})
+DETECTIONS = _OF_EACH | {"count"}
 _SURE = 0.3  # score from which a detection has to have a counterpart, whatever the precision
 _LEAST_MATCHED = 0.99
 _LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "int8_dynamic": 0.99}
@@ -137,18 +138,17 @@ def compare_detections(
         within 0.1; None if there are none. `detections`, how many Keras has.
     """
     matched = total = found = sure = 0
-    counts = zip(*(np.asarray(x["count"], int) for x in (reference, outputs)), strict=True)
-    for i, (n, m) in enumerate(counts):
-        a = {
-            name: np.asarray(reference[name][i][:n], np.float64) for name in DETECTIONS - {"count"}
-        }
-        b = {name: np.asarray(outputs[name][i][:m], np.float64) for name in DETECTIONS - {"count"}}
+    for i in range(len(reference["count"])):
+        a, b = (
+            {name: np.float64(side[name][i][: int(side["count"][i])]) for name in _OF_EACH}
+            for side in (reference, outputs)
+        )
         same = a["classes"][:, None] == b["classes"][None]
         apart = np.abs(a["scores"][:, None] - b["scores"][None])
         corners = np.abs(a["boxes"][:, None] - b["boxes"][None]).max(-1, initial=0)
         twins = same & (corners <= pixel) & (apart <= 1e-3)
         matched += int(twins.any(1).sum()) + int(twins.any(0).sum())
-        total += int(n) + int(m)
+        total += len(a["scores"]) + len(b["scores"])
         low = np.maximum(a["boxes"][:, None, :2], b["boxes"][None, :, :2])
         high = np.minimum(a["boxes"][:, None, 2:], b["boxes"][None, :, 2:])
         shared = (high - low).clip(0).prod(-1)
@@ -172,9 +172,10 @@ def _detection_reasons(measured: Mapping, limits: Mapping) -> list[str]:
             f"'boxes' and the others match Keras' in {measured['matched']:.1%} of the detections, "
             f"less than {least:.0%}"
         )
-    if (least := limits.get("sure_detections_found", 0)) > (measured["sure_found"] or 1):
+    found = measured["sure_found"]
+    if found is not None and (least := limits.get("sure_detections_found", 0)) > found:
         reasons.append(
-            f"'boxes' and the others have {measured['sure_found']:.1%} of the detections that "
+            f"'boxes' and the others have {found:.1%} of the detections that "
             f"Keras is sure of, less than {least:.0%}"
         )
     return reasons
@@ -323,7 +324,8 @@ def checked(data, ports, what: str) -> dict[str, np.ndarray]:
             )
         if port.image:
             low, high = float(array.min()), float(array.max())
-            if low < 0 or high > 255 or (0 < high <= 1 and array.dtype.kind == "f"):
+            # Of NaN neither end is in the range.
+            if not (low >= 0 and high <= 255) or (0 < high <= 1 and array.dtype.kind == "f"):
                 raise InputError(
                     f"{what} for '{port.name}' has values from {low:g} to {high:g}: give raw "
                     "pixels, 0-255, as the exported file takes them. Scaling belongs into the "

@@ -219,6 +219,18 @@ def test_detections_are_compared_one_by_one():
     assert verify.compare_detections(nothing, nothing)["matched"] == 1
 
 
+def test_a_file_that_finds_nothing_of_what_is_sure_is_refused():
+    limits = verify.bound("int8", 0.01, evaluated=False, detects=True)
+
+    def judged(*scores):
+        given = ({k: np.asarray(v) for k, v in outputs([s]).items()} for s in scores)
+        return verify.verify(*given, limits)[1]
+
+    assert judged([0.9, 0.8, 0.2], [0.85, 0.8, 0.1]) is None
+    assert "'boxes' and the others have 0.0% of" in judged([0.9, 0.8, 0.2], [0.2, 0.2, 0.2])
+    assert judged([0.2, 0.1, 0.1], [0.1, 0.1, 0.1]) is None
+
+
 def test_a_detector_that_answers_otherwise_is_refused(detector, tmp_path, monkeypatch):
     images, boxes, classes = pictures(20)
     honest = stage.runtime.load

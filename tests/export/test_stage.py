@@ -157,6 +157,7 @@ def test_files_of_an_older_export_do_not_stay_beside_the_new(tmp_path, quiet_spe
         ({"labels": ["a", "b"]}, "2 labels fit no output.*10 columns"),
         ({"calibration": np.zeros((4, 9, 9, 3))}, r"shape \[4, 9, 9, 3\].*\[examples, 12, 12, 3\]"),
         ({"calibration": pixels() / 255.0}, "raw pixels"),
+        ({"calibration": pixels() * np.float32(np.nan)}, "from nan to nan: give raw pixels"),
         (
             {"calibration": {"picture": pixels()}},
             "arrays for picture; the model's inputs are image",
