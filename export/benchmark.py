@@ -15,15 +15,11 @@ from tiffin.export.errors import InputError
 from tiffin.export.runtime import Runner, load
 
 SUFFIXES = (".keras", ".onnx", ".tflite")
-_LEAST_RUNS = 5
+_WARM_UP, _LEAST_RUNS = 0.2, 5  # seconds, and calls that are measured in any case
 
 
 def measure(
-    path: str | os.PathLike,
-    threads: int = 1,
-    seconds: float = 1.0,
-    warmup: float = 0.2,
-    imports: Sequence[str] = (),
+    path: str | os.PathLike, threads: int = 1, seconds: float = 1.0, imports: Sequence[str] = ()
 ) -> dict:
     """Measure a model file at batch 1 (or its own fixed one) on random input, in a fresh process.
 
@@ -31,7 +27,6 @@ def measure(
         path: a `.keras`, `.onnx` or `.tflite` file.
         threads: how many threads one call may use (a `.keras` file uses all cores).
         seconds: for how long to measure, after the warm-up; at least 5 calls are measured.
-        warmup: for how many seconds to run before; at least one call.
         imports: modules to import first, for custom layers of a `.keras` file.
 
     Returns:
@@ -42,7 +37,7 @@ def measure(
     Raises:
         InputError: the file cannot be read or run, or its runtime crashed on it.
     """
-    task = json.dumps([os.fspath(path), threads, seconds, warmup, list(imports)])
+    task = json.dumps([os.fspath(path), threads, seconds, list(imports)])
     code = "from tiffin.export.benchmark import _child; _child()"
     process = subprocess.run(
         [sys.executable, "-c", code, task], capture_output=True, text=True, check=False
@@ -58,18 +53,16 @@ def measure(
 
 
 def _child() -> None:
-    path, threads, seconds, warmup, imports = json.loads(sys.argv[1])
+    path, *options = json.loads(sys.argv[1])
     try:
-        result = _measure_here(Path(path), threads, seconds, warmup, imports)
+        result = _measure_here(Path(path), *options)
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     print(json.dumps(result))
 
 
-def _measure_here(
-    path: Path, threads: int, seconds: float, warmup: float, imports: Sequence[str]
-) -> dict:
+def _measure_here(path: Path, threads: int, seconds: float, imports: Sequence[str]) -> dict:
     runtime = {".onnx": "onnxruntime", ".tflite": "ai_edge_litert.interpreter", ".keras": "keras"}
     for module in (runtime.get(path.suffix.lower(), "json"), *imports):
         importlib.import_module(module)
@@ -77,7 +70,7 @@ def _measure_here(
     runner = load(path, threads)
     arrays = _random_batch(runner)
     runner.step(arrays)
-    _time_calls(runner, arrays, warmup, 1)
+    _time_calls(runner, arrays, _WARM_UP, 1)
     times = _time_calls(runner, arrays, seconds, _LEAST_RUNS)
     return {
         "median_ms": round(float(np.median(times)) * 1e3, 4),

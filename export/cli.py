@@ -94,12 +94,11 @@ class Export:
     def run(self) -> None:
         """Export, and print the table of files."""
         normalization = parse_normalization(self.normalization)
-        _import_layers(self.imports)
+        path = _model_file(self.model, self.imports)
         from tiffin.export import detections, documents, proposals, runtime, text
 
         with runtime.quiet():
             from tiffin.export import stage
-        path = _model_file(self.model)
         vocabularies = text.beside(path)
         model = runtime.read_keras(path)
         given = {"formats": self.formats, "precisions": self.precisions, "name": self.name}
@@ -227,9 +226,7 @@ class Predict:
         if not 0 <= self.score <= 1:
             raise InputError(f"--score {self.score}: it is a share, from 0 to 1.")
         paths = list(_image_files(self.images, images.SUFFIXES | videos.SUFFIXES))
-        file = _model_file(self.file)
-        if file.suffix == ".keras":
-            _import_layers(self.imports)
+        file = _model_file(self.file, self.imports)
         runner = runtime.load(file)
         tensor, labels = _image_input(runner), find_labels(file)
         detector = detections.detects(runner)
@@ -238,7 +235,11 @@ class Predict:
         for path in paths:
             try:
                 if path.suffix.lower() in videos.SUFFIXES:
-                    image = _open_video(path, runner, detector)
+                    if not detector:
+                        raise InputError(
+                            f"{path} is a video, and {runner} is no detector: name images."
+                        )
+                    image = videos.Video(path)
                 else:
                     image = images.load_image(path) if detector else _read_image(path, tensor)
             except InputError as error:
@@ -390,9 +391,8 @@ class Verify:
 
         embedder = _Embedder(self.file, self.threshold, self.imports)
         first, second = (embedder.picture(path) for path in (self.first, self.second))
-        distance = float(np.linalg.norm(np.subtract(*similarity.embed(
-            embedder.runner, np.stack([first, second])
-        ))))  # fmt: skip
+        first, second = similarity.embed(embedder.runner, np.stack([first, second]))
+        distance = float(np.linalg.norm(first - second))
         said = "the same" if distance <= embedder.threshold else "different"
         print(f"distance {distance:.4f}, threshold {embedder.threshold:.4f}: {said}")
 
@@ -464,11 +464,9 @@ class _Embedder:
     def __init__(self, file: Path, threshold: float | None, imports: Sequence[str]):
         from tiffin.export import runtime, similarity
 
-        self.file = _model_file(file)
         if threshold is not None and not 0 <= threshold <= 2:
             raise InputError(f"--threshold {threshold}: it is a distance from 0 to 2.")
-        if self.file.suffix == ".keras":
-            _import_layers(imports)
+        self.file = _model_file(file, imports)
         self.runner = runtime.load(self.file)
         self.tensor = _image_input(self.runner)
         self.threshold = similarity.find_threshold(self.file) if threshold is None else threshold
@@ -523,11 +521,10 @@ class Generate:
             raise InputError("--prompt is empty: give at least a letter, or leave it out.")
         from tiffin.export import recurrent, runtime, text
 
-        file = _model_file(self.file)
+        file = _model_file(self.file, self.imports)
         vocabulary = text.find_vocabulary(file)
         prompt = vocabulary.encode(self.prompt)
         if file.suffix == ".keras":
-            _import_layers(self.imports)
             from tiffin.export.steps import step_model
 
             run = runtime.of_model(step_model(runtime.read_keras(file)))
@@ -580,10 +577,7 @@ class Translate:
             raise InputError(f"--length-penalty {self.length_penalty}: it must not be negative.")
         from tiffin.export import translation
 
-        file = _model_file(self.file)
-        if file.suffix == ".keras":
-            _import_layers(self.imports)
-        translator = translation.load(file)
+        translator = translation.load(_model_file(self.file, self.imports))
         for text in self.texts or sys.stdin:
             (said,) = translator.translate([text.strip()], self.beam, self.length_penalty)
             score = f"{said.hypothesis.score:.4f}\t" if self.scores else ""
@@ -748,7 +742,7 @@ def parse_normalization(words: Sequence[str]) -> tuple[tuple[float, ...], ...] |
     return numbers[:half], numbers[half:]
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, what: str = "UTF-8 text") -> str:
     """Return the content of a UTF-8 file.
 
     Raises:
@@ -757,7 +751,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from error
+        raise InputError(f"{path} cannot be read as {what} ({error}).") from error
 
 
 def read_label_file(path: Path) -> list[str]:
@@ -766,12 +760,7 @@ def read_label_file(path: Path) -> list[str]:
     Raises:
         InputError: it is missing, empty or no UTF-8 text.
     """
-    try:
-        labels = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read as a list of labels, one a line ({error})."
-        ) from error
+    labels = _read_text(path, "a list of labels, one a line").rstrip().splitlines()
     if not labels:
         raise InputError(f"{path} is empty: it must hold one label a line.")
     return labels
@@ -833,13 +822,14 @@ def _import_layers(modules: Sequence[str]) -> None:
                 ) from error
 
 
-def _model_file(path: Path) -> Path:
-    """Return the model of a run if `path` is its folder."""
-    if not path.is_dir():
-        return path
-    if not (path / "model.keras").exists():
+def _model_file(path: Path, imports: Sequence[str]) -> Path:
+    """Return a model file, of a run's folder its model; what a .keras file needs is imported."""
+    file = path / "model.keras" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
         raise InputError(f"The folder {path} holds no model.keras: name a run, or a model file.")
-    return path / "model.keras"
+    if file.suffix == ".keras":
+        _import_layers(imports)
+    return file
 
 
 def _image_files(paths: Sequence[Path], suffixes: Set[str] = frozenset()) -> Iterator[Path]:
@@ -877,14 +867,6 @@ def _image_input(runner: "Runner") -> "Tensor":
             f"{runner} does not take one image [batch, height, width, 1 or 3]; it takes {shapes}."
         )
     return tensor
-
-
-def _open_video(path: Path, runner: "Runner", detector: bool) -> "Video":
-    from tiffin.export.videos import Video
-
-    if not detector:
-        raise InputError(f"{path} is a video, and {runner} is no detector: name images.")
-    return Video(path)
 
 
 def _read_image(path: Path, tensor: "Tensor") -> "np.ndarray":

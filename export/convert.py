@@ -70,7 +70,6 @@ class Interface:
             attribute `left_to_runtime` is True, `size`, `iou_threshold` and `score_threshold` are
             the operator's, and its inputs are boxes, corners, `[batch, n, 4]` or `[batch, n,
             classes, 4]`, and scores `[batch, n, classes]`.
-
         states: of a step function, what each of its states is before the first step, by input.
 
     Raises:
@@ -366,11 +365,12 @@ def trace(interface: Interface, batch: int | None) -> Traced:
     outputs = [tensor.name for tensor in function.outputs]
     traced = Traced(graph, inputs, outputs, weights, interface.layers)
     small = {n for n, value in weights.items() if value.ndim < 2 and value.size <= _SMALL}
-    with tf.Graph().as_default():
-        tf.import_graph_def(traced.with_constants(small), name="")
-        feeds = [f"{name}:0" for name in (*inputs, *(n for n in weights if n not in small))]
-        traced.graph = tf_optimize(feeds, outputs, traced.with_constants(small))
+    traced.graph = traced.with_constants(small)
     traced.weights = {n: value for n, value in weights.items() if n not in small}
+    with tf.Graph().as_default():
+        tf.import_graph_def(traced.graph, name="")
+        feeds = [f"{name}:0" for name in (*inputs, *traced.weights)]
+        traced.graph = tf_optimize(feeds, outputs, traced.graph)
     fold_scales(traced)
     return traced
 

@@ -14,36 +14,37 @@ VOCABULARY = "vocabulary.json"
 
 
 def write(
-    directory: str | os.PathLike, manifest: Mapping, vocabulary: Mapping | None = None
+    directory: str | os.PathLike,
+    manifest: Mapping,
+    vocabulary: Mapping | None = None,
+    explained: str = "",
 ) -> None:
-    """Write `labels.txt`, `samples/`, `README.md` and, last, `manifest.json` beside the files.
+    """Write what lies beside the files, `manifest.json` last; what an older export has more goes.
 
     Args:
         directory: the folder of the exported files.
         manifest: the manifest, format_version 1.
         vocabulary: of a model of texts, for `vocabulary.json`.
+        explained: the tables of layers, for `explain.csv`.
 
     Raises:
         InputError: a label holds a line break, or the folder cannot be written to.
     """
     directory = Path(directory)
-    text = labels_text(manifest["labels"] or ())
-    if text:
-        files.write_text(directory / LABELS_FILE, text)
-    else:
-        (directory / LABELS_FILE).unlink(missing_ok=True)
+    beside = {LABELS_FILE: labels_text(manifest["labels"] or ()), TABLE: explained}
+    programs = samples.texts(manifest)
+    beside |= {f"samples/{name}": programs.get(name) for name in samples.NAMES}
+    files.make_folder(directory / "samples")
+    for name, text in beside.items():
+        if text:
+            files.write_text(directory / name, text)
+        else:
+            (directory / name).unlink(missing_ok=True)
     if vocabulary is not None:
         files.write_json(directory / VOCABULARY, vocabulary)
     else:
         (directory / VOCABULARY).unlink(missing_ok=True)
-    folder = files.make_folder(directory / "samples")
-    texts = samples.texts(manifest)
-    for name in samples.NAMES:
-        if name in texts:
-            files.write_text(folder / name, texts[name])
-        else:  # of an earlier export into the same folder
-            (folder / name).unlink(missing_ok=True)
-    files.write_text(directory / CARD, _card(manifest, sorted(texts)))
+    files.write_text(directory / CARD, _card(manifest, sorted(programs)))
     files.write_json(directory / MANIFEST, manifest)
 
 
@@ -91,22 +92,13 @@ def files_table(manifest: Mapping) -> str:
 
 def _pairs_table(manifest: Mapping) -> str:
     """Return what encoders and decoders do together."""
-    reference = manifest["reference"]
-    rows = [
-        [
-            pair["format"],
-            pair["precision"],
-            f"{pair['same_as_keras']:.1%}",
-            *([f"{pair['bleu']:.2f}"] if reference else []),
-        ]
-        for pair in manifest["pairs"]
-    ]
-    header = [
-        "together",
-        "precision",
-        "same as Keras",
-        *([reference["metric"]] if reference else []),
-    ]
+    header, rows = ["together", "precision", "same as Keras"], []
+    for pair in manifest["pairs"]:
+        rows.append([pair["format"], pair["precision"], f"{pair['same_as_keras']:.1%}"])
+    if reference := manifest["reference"]:
+        header.append(reference["metric"])
+        for row, pair in zip(rows, manifest["pairs"], strict=True):
+            row.append(f"{pair['bleu']:.2f}")
     said = table(header, rows)
     if reference:
         value, count = reference["value"], reference["examples"]

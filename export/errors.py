@@ -57,10 +57,10 @@ def missing(error: ModuleNotFoundError, user: str) -> InputError:
     return InputError(f'{user} needs {package}: pip install "tiffin[{extra}]"')
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Return how to end "There is no X 'name'": the nearest names, or all where none is near."""
     known = sorted(map(str, known))
-    near = difflib.get_close_matches(name, known, count, 0.5)
+    near = difflib.get_close_matches(name, known, cutoff=0.5)
     if near:
         return "; did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return f"; there are {', '.join(known)}." if 0 < len(known) <= 40 else "."

@@ -14,9 +14,8 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 )
 
-FRAME = (
-    114  # grey level around a picture that does not fill a network's input; darknet's successors
-)
+# Grey level around a picture that does not fill a network's input, of Darknet's successors.
+FRAME = 114
 
 
 def load_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -135,13 +134,12 @@ class Frame:
         return found.clip(0, np.tile(self.original, 2))
 
 
-def framed(image, size: tuple[int, int], fill: int = FRAME) -> tuple[np.ndarray, Frame]:
+def framed(image, size: tuple[int, int]) -> tuple[np.ndarray, Frame]:
     """Lay a picture into an input of some size, its sides in proportion, grey around it.
 
     Args:
         image: a PIL image, RGB.
         size: `(height, width)` of the input.
-        fill: grey level of the border.
 
     Returns:
         (uint8 `[height, width, 3]`, where the picture lies in it).
@@ -150,7 +148,7 @@ def framed(image, size: tuple[int, int], fill: int = FRAME) -> tuple[np.ndarray,
 
     frame = Frame.around((image.height, image.width), size)
     height, width = frame.inner
-    result = np.full((*size, 3), fill, np.uint8)
+    result = np.full((*size, 3), FRAME, np.uint8)
     result[frame.top : frame.top + height, frame.left : frame.left + width] = np.asarray(
         image.resize((width, height), Image.Resampling.BILINEAR)
     )

@@ -21,7 +21,7 @@ _MOST_LABELS = 10_000_000  # bytes
 _BUFFER_NAME = "TFLITE_METADATA"
 # Enumerations and union members of metadata_schema.fbs.
 _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 2, 3
-_RGB = 1
+_RGB, _GRAYSCALE = 1, 2
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES, _BOX_PROPERTIES = 1, 2, 3
 _BOUNDARIES, _RATIO = 1, 0
 # By these names MediaPipe's object detector knows the outputs; its boxes are relative.
@@ -32,6 +32,8 @@ _DETECTOR = {
     "count": "number of detections",
 }
 _NORMALIZATION_OPTIONS = 1
+# What flatbuffers calls the types of fields.
+_KINDS = {"offset": "UOffsetTRelative", "uint8": "Uint8", "uint32": "Uint32", "float32": "Float32"}
 # Slots of TFLite's table Model.
 _BUFFERS, _METADATA = 4, 6
 
@@ -80,7 +82,7 @@ def add_onnx(
     name: str,
     description: str | None,
     labels: Sequence[str] | None,
-    inputs: Sequence[Mapping],
+    preprocessing: str,
     outputs: Sequence[Mapping],
 ) -> None:
     """Write name, description, labels (a JSON list) and preprocessing into a model's properties.
@@ -90,16 +92,13 @@ def add_onnx(
         name: the model's name.
         description: a sentence or more, or None.
         labels: names of the classes in the order of the output, or None.
-        inputs: entries of the manifest's `inputs`.
+        preprocessing: from the function of this name.
         outputs: entries of the manifest's `outputs`.
     """
     import onnx
 
-    properties = {
-        "name": name,
-        "preprocessing": preprocessing(inputs),
-        "outputs": ", ".join(o["name"] for o in outputs),
-    }
+    names = ", ".join(output["name"] for output in outputs)
+    properties = {"name": name, "preprocessing": preprocessing, "outputs": names}
     if description:
         properties["description"] = proto.doc_string = description
     if labels:
@@ -218,31 +217,18 @@ def _in_graph_order(root, entries: Sequence[Mapping], side: str) -> list[Mapping
 
 
 def _table(builder: flatbuffers.Builder, *fields: tuple) -> int:
-    """Write a table of `(slot, kind, value)`; kinds: offset, uint8, uint32."""
+    """Write a table of `(slot, kind, value)`; kinds as in `_KINDS`."""
     builder.StartObject(max(slot for slot, _, _ in fields) + 1)
     for slot, kind, value in fields:
-        match kind:
-            case "offset":
-                builder.PrependUOffsetTRelativeSlot(slot, value, 0)
-            case "uint8":
-                builder.PrependUint8Slot(slot, value, 0)
-            case "uint32":
-                builder.PrependUint32Slot(slot, value, 0)
+        getattr(builder, f"Prepend{_KINDS[kind]}Slot")(slot, value, 0)
     return builder.EndObject()
 
 
-def _offsets(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
-    """Write a vector of tables."""
-    builder.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
-        builder.PrependUOffsetTRelative(offset)
-    return builder.EndVector()
-
-
-def _floats(builder: flatbuffers.Builder, *values: float) -> int:
+def _vector(builder: flatbuffers.Builder, kind: str, values: Sequence) -> int:
+    """Write a vector of values of 4 bytes."""
     builder.StartVector(4, len(values), 4)
     for value in reversed(values):
-        builder.PrependFloat32(value)
+        getattr(builder, f"Prepend{_KINDS[kind]}")(value)
     return builder.EndVector()
 
 
@@ -266,14 +252,14 @@ def _describe(
         outs.append(_tensor(builder, named, kind if labels else None))
     subgraph = _table(
         builder,
-        (2, "offset", _offsets(builder, ins)),
-        (3, "offset", _offsets(builder, outs)),
+        (2, "offset", _vector(builder, "offset", ins)),
+        (3, "offset", _vector(builder, "offset", outs)),
     )
     root = _table(
         builder,
         (0, "offset", builder.CreateString(name)),
         (1, "offset", builder.CreateString(description or name)),
-        (3, "offset", _offsets(builder, [subgraph])),
+        (3, "offset", _vector(builder, "offset", [subgraph])),
         (7, "offset", builder.CreateString("1.0.0")),
     )
     builder.Finish(root, file_identifier=b"M001")
@@ -285,27 +271,22 @@ def _tensor(builder: flatbuffers.Builder, entry: Mapping, labels: int | None) ->
     if entry.get("layout"):
         height, width = entry["shape"][1:3]
         size = _table(builder, (0, "uint32", width), (1, "uint32", height))
-        content = _table(builder, (0, "uint8", _RGB), (1, "offset", size))
+        color = _RGB if entry["color"] == "RGB" else _GRAYSCALE
+        content = _table(builder, (0, "uint8", color), (1, "offset", size))
         content = _table(builder, (0, "uint8", _IMAGE_PROPERTIES), (1, "offset", content))
         # An identity, as the file takes raw pixels; without it MediaPipe refuses a float input.
-        mean, std = _floats(builder, 0.0), _floats(builder, 1.0)
+        mean, std = (_vector(builder, "float32", [value]) for value in (0.0, 1.0))
         options = _table(builder, (0, "offset", mean), (1, "offset", std))
         unit = _table(builder, (0, "uint8", _NORMALIZATION_OPTIONS), (1, "offset", options))
-        low, high = entry["range"]
-        stats = _table(
-            builder, (0, "offset", _floats(builder, high)), (1, "offset", _floats(builder, low))
-        )
-        fields += [(3, "offset", content), (4, "offset", _offsets(builder, [unit]))]
+        least, most = (_vector(builder, "float32", [value]) for value in entry["range"])
+        stats = _table(builder, (0, "offset", most), (1, "offset", least))
+        fields += [(3, "offset", content), (4, "offset", _vector(builder, "offset", [unit]))]
         fields += [(5, "offset", stats)]
     elif entry.get("units") == "relative":
-        builder.StartVector(4, 4, 4)
-        for place in (2, 3, 0, 1):  # backwards: ours is top, left, bottom, right; theirs left first
-            builder.PrependUint32(place)
+        # Ours is top, left, bottom, right; theirs begins with left.
+        order = _vector(builder, "uint32", (1, 0, 3, 2))
         properties = _table(
-            builder,
-            (0, "offset", builder.EndVector()),
-            (1, "uint8", _BOUNDARIES),
-            (2, "uint8", _RATIO),
+            builder, (0, "offset", order), (1, "uint8", _BOUNDARIES), (2, "uint8", _RATIO)
         )
         content = _table(builder, (0, "uint8", _BOX_PROPERTIES), (1, "offset", properties))
         fields += [(3, "offset", content)]
@@ -317,7 +298,7 @@ def _tensor(builder: flatbuffers.Builder, entry: Mapping, labels: int | None) ->
     if labels:
         file = builder.CreateString(LABELS_FILE)
         file = _table(builder, (0, "offset", file), (2, "uint8", labels))
-        fields += [(6, "offset", _offsets(builder, [file]))]
+        fields += [(6, "offset", _vector(builder, "offset", [file]))]
     return _table(builder, *fields)
 
 
@@ -339,13 +320,11 @@ def _with_metadata(model: bytes, root, content: bytes) -> bytes:
     data = builder.CreateByteVector(content)
     buffer = _table(builder, (0, "offset", data))
     entry = _table(
-        builder,
-        (0, "offset", builder.CreateString(_BUFFER_NAME)),
-        (1, "uint32", len(buffers)),
+        builder, (0, "offset", builder.CreateString(_BUFFER_NAME)), (1, "uint32", len(buffers))
     )
     vectors = {
-        _BUFFERS: _offsets(builder, [*(-b._tab.Pos for b in buffers), buffer]),
-        _METADATA: _offsets(builder, [*(-e._tab.Pos for e in kept), entry]),
+        _BUFFERS: _vector(builder, "offset", [*(-b._tab.Pos for b in buffers), buffer]),
+        _METADATA: _vector(builder, "offset", [*(-e._tab.Pos for e in kept), entry]),
     }
     table = root._tab
     slots = (table.Get(flatbuffers.number_types.VOffsetTFlags, _vtable(table)) - 4) // 2

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from tiffin.export.convert import Interface, Traced
 from tiffin.export.errors import ExportError
@@ -40,7 +42,6 @@ def to_onnx(interface: Interface, traced: Traced):
     """
     # Its optimizers otherwise deep-copy the graph before every pass, to survive their own errors.
     os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
-    import onnx
     import tensorflow as tf
     from onnxslim import slim
     from tf2onnx import optimizer, tf_loader, tfonnx
@@ -118,8 +119,6 @@ def reduce(proto, precision: str, interface: Interface, calibration):
         interface: what leaves.
         calibration: arrays by input name, for `int8`.
     """
-    import onnx
-
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     if precision in ("fp32", "fp16"):
@@ -141,9 +140,6 @@ def _normalise(proto) -> None:
     keeps its own layout across a batch normalisation, but leaves it for a product. int8 keeps the
     two: the quantiser knows no other form.
     """
-    import onnx
-    from onnx import numpy_helper
-
     graph = proto.graph
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     dims = {v.name: v.type.tensor_type.shape.dim for v in inferred.value_info}
@@ -198,9 +194,6 @@ def _normalise(proto) -> None:
 
 
 def _halve(proto) -> None:
-    import onnx
-    from onnx import numpy_helper
-
     casts = []
     for tensor in proto.graph.initializer:
         value = numpy_helper.to_array(tensor)
@@ -232,7 +225,6 @@ class Quantizer:
         calibration: dict[str, np.ndarray],
         exact: Callable[[str], bool | None] = lambda name: False,
     ):
-        import onnx
         from onnxruntime.quantization import CalibrationDataReader, quant_utils
         from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -327,8 +319,6 @@ def _shield(proto, names: Collection[str]) -> None:
     It does so, with one scale for a whole kernel, where a node stands between DequantizeLinear and
     QuantizeLinear. A sum of one term is the copy that its optimizer leaves alone.
     """
-    import onnx
-
     rounded = {n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
     for node in [n for n in proto.graph.node if n.name in names and n.input[0] in rounded]:
         copy = f"{node.name}/float32"
@@ -341,8 +331,6 @@ def exposed(proto, tensors: Sequence[str]):
 
     What is quantised right behind a tensor is returned as its readers see it: rounded.
     """
-    import onnx
-
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     rounding = {n.input[0]: n for n in result.graph.node if n.op_type == "QuantizeLinear"}
@@ -369,8 +357,6 @@ def kept(proto, units: Sequence[Unit]) -> list[Unit]:
 
 def read(path: Path):
     """Return a file's content as `Quantizer` and `exposed` take it."""
-    import onnx
-
     return onnx.load(path)
 
 
@@ -380,7 +366,6 @@ def serialized(proto) -> bytes:
 
 
 def _quantize_dynamically(proto):
-    import onnx
     from onnxruntime import quantization
 
     kinds = ["MatMul", "Gemm", "LSTM"]
@@ -416,9 +401,6 @@ class _Graph:
     """An ONNX graph whose weights lie beside it, so that folding moves numbers and not bytes."""
 
     def __init__(self, proto, weights: dict[str, np.ndarray]):
-        import onnx
-        from onnx import numpy_helper
-
         self.proto, self.nodes = proto, list(proto.graph.node)
         self.values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         self.values |= weights
@@ -574,8 +556,6 @@ class _Graph:
 
     def _fold_padding(self, node) -> None:
         """Let a MaxPool pad by itself where its input is never below the padding's zero."""
-        import onnx
-
         pad = self.makers.get(node.input[0])
         if pad is None or pad.op_type != "Pad" or not self.only(pad.output[0]):
             return
@@ -604,9 +584,6 @@ class _Graph:
 
     def finish(self, interface: Interface) -> None:
         """Write nodes and weights back, with the interface's names, shapes and batch axis."""
-        import onnx
-        from onnx import numpy_helper
-
         graph = self.proto.graph
         used = {name for name, count in Counter(_reads(self.nodes)).items() if count} | self.ends
         for field in (graph.node, graph.initializer, graph.value_info, graph.input, graph.output):
@@ -627,8 +604,6 @@ class _Graph:
 
 
 def _attributes(node) -> dict:
-    import onnx
-
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
@@ -643,8 +618,6 @@ def _reads(nodes):
 
 
 def _refuse_unknown(nodes, traced: Traced) -> None:
-    import onnx
-
     unknown = Counter()
     for node in nodes:
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, node.domain):

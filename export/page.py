@@ -303,9 +303,7 @@ def _copy(source: Path, folder: Path, name: str, sha256: str) -> None:
         raise InputError(f"{path} is missing, though {MANIFEST} names it: copy all of the folder.")
     files.make_folder(folder)
     shutil.copyfile(path, folder / name)
-    with open(folder / name, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if files.sha256(folder / name) != sha256:
         raise InputError(
             f"{path} is not the file that {MANIFEST} describes: copy it anew, or export the model "
             "anew."

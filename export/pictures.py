@@ -85,7 +85,7 @@ def _older(directory: Path) -> list[Path]:
     return [
         path
         for path in sorted((directory / FOLDER).glob("*.png"))
-        if hashlib.sha256(path.read_bytes()).hexdigest() == entries.get(path.name)
+        if files.sha256(path) == entries.get(path.name)
     ]
 
 

@@ -93,9 +93,14 @@ def log_likelihood(outputs: Mapping[str, np.ndarray], targets: np.ndarray) -> fl
         outputs: `logits`, float `[n, vocabulary]`, or with the axes of `targets` before the last.
         targets: int, as many as there are rows of logits; -1 where nothing is asked for.
     """
-    logits = np.asarray(outputs[LOGITS], np.float64)
+    logits = np.asarray(outputs[LOGITS])
     logits, targets = logits.reshape(-1, logits.shape[-1]), np.asarray(targets).ravel()
     logits, targets = logits[targets >= 0], targets[targets >= 0]
-    top = logits.max(1, keepdims=True)
-    total = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
-    return float((logits[np.arange(len(targets)), targets] - total).mean())
+    return float(log_softmax(logits)[np.arange(len(targets)), targets].mean())
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities, float64, along the last axis."""
+    logits = np.asarray(logits, np.float64)
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

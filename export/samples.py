@@ -7,7 +7,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tiffin.export.metadata import LABELS_FILE
@@ -180,6 +180,7 @@ def _cpp(manifest: Mapping, file: str) -> str:
     inputs, place = [], 1
     for index, tensor in enumerate(manifest["inputs"]):
         shape, kind = _one(tensor), _TYPES[tensor["dtype"]][0]
+        sides = ", ".join(map(str, shape))
         inputs.append(f"  // {tensor['name']}: {_note(tensor)}")
         size = math.prod(shape)
         if _is_image(tensor):
@@ -190,7 +191,7 @@ def _cpp(manifest: Mapping, file: str) -> str:
             source = f"({size})"
         inputs += [
             f"  std::vector<{kind}> input{index}{source};",
-            f"  const std::array<int64_t, {len(shape)}> shape{index}{{{_list(shape)}}};",
+            f"  const std::array<int64_t, {len(shape)}> shape{index}{{{sides}}};",
             f"  inputs.push_back(Ort::Value::CreateTensor<{kind}>(",
             f"      memory, input{index}.data(), input{index}.size(), shape{index}.data(), "
             f"shape{index}.size()));",
@@ -239,10 +240,6 @@ static std::vector<unsigned char> read_pixels(const char* path, size_t size) {
         output_names=", ".join(_literal(t["name"]) for t in manifest["outputs"]),
         outputs_count=len(manifest["outputs"]),
     )
-
-
-def _list(values: Sequence) -> str:
-    return ", ".join(map(str, values))
 
 
 def _kotlin(manifest: Mapping, file: str) -> str:

@@ -1,6 +1,5 @@
 """Who is it? Embeddings of pictures, compared by distance."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from tiffin.export.documents import MANIFEST
 from tiffin.export.errors import InputError
-from tiffin.export.files import replacing
+from tiffin.export.files import replacing, sha256
 from tiffin.export.runtime import Runner
 from tiffin.export.verify import EMBEDDINGS
 
@@ -65,20 +64,14 @@ def find_threshold(path: Path) -> float:
     )
 
 
-def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_gallery(path: Path, names: Sequence[str], embeddings: np.ndarray, model: Path) -> None:
-    """Write enrolled embeddings, with the fingerprint of the model that made them."""
+    """Write enrolled embeddings, with the checksum of the model that made them."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             names=np.array(names),
             embeddings=embeddings.astype(np.float32),
-            model=np.array(fingerprint(model)),
+            model=np.array(sha256(model)),
         )
 
 
@@ -98,7 +91,7 @@ def load_gallery(path: Path, model: Path) -> tuple[list[str], np.ndarray]:
         raise InputError(
             f"{path} is no gallery: name a folder of folders of pictures, or what --save wrote."
         ) from error
-    if made_by != fingerprint(model):
+    if made_by != sha256(model):
         raise InputError(
             f"{path} was made by another model than {model}, whose embeddings are not comparable: "
             "enrol the folder again."

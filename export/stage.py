@@ -131,8 +131,8 @@ def export(
     if keras.backend.backend() != "tensorflow":
         from tiffin.export import worker
 
-        options = {k: v for k, v in locals().items() if k not in ("model", "directory", "worker")}
-        return worker.export_elsewhere(model, directory, options)
+        options = {k: v for k, v in locals().items() if k not in ("model", "worker")}
+        return worker.run("stage.export", model, options)
     check_kinds(formats, precisions)
     directory = files.make_folder(directory)
     name = file_stem(name, model)
@@ -287,7 +287,7 @@ def dry_run(model, formats: Sequence[str] = ("onnx", "tflite"), **options) -> No
     if keras.backend.backend() != "tensorflow":
         from tiffin.export import worker
 
-        return worker.dry_run_elsewhere(model, {"formats": tuple(formats), **options})
+        return worker.run("stage.dry_run", model, {"formats": tuple(formats), **options})
     _known("format", formats, FORMATS)
     interface = Interface(model, **options)
     judge = _Judge(interface, None, None, None, None, 0.0, ("fp32",))
@@ -637,19 +637,16 @@ def _speed(path: Path) -> dict:
 
 def _write(content, path: Path, kind: str, manifest: Mapping | None) -> dict:
     """Describe and write a file; returns what the manifest says about its bytes."""
-    described = (
-        {k: manifest[k] for k in ("name", "description", "labels", "inputs", "outputs")}
-        if manifest
-        else None
-    )
+    keys = ("name", "description", "labels", "outputs")
+    described = {key: manifest[key] for key in keys} if manifest else {}
     extra = {}
     if kind == "onnx":
-        if described:
-            metadata.add_onnx(content, **described)
+        if manifest:
+            metadata.add_onnx(content, **described, preprocessing=manifest["preprocessing"])
         extra = {"opset": content.opset_import[0].version}
         content = content.SerializeToString()
-    elif described:
-        content = metadata.add_tflite(content, **described)
+    elif manifest:
+        content = metadata.add_tflite(content, **described, inputs=manifest["inputs"])
     with files.writing(path):
         path.write_bytes(content)
     return extra | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -737,19 +734,13 @@ def publish(
         else:
             (directory / file).unlink(missing_ok=True)
     pictures.publish(folder / pictures.FOLDER, directory, manifest.get(pictures.KEY, ()))
-    if tables:
-        files.write_text(directory / documents.TABLE, sensitivity.csv_text(tables))
-    else:
-        (directory / documents.TABLE).unlink(missing_ok=True)
-    documents.write(directory, manifest, vocabulary)
+    explained = sensitivity.csv_text(tables) if tables else ""
+    documents.write(directory, manifest, vocabulary, explained)
 
 
 def _line(entry: Mapping) -> str:
     agreement = entry["agreement"]
-    parts = [
-        f"{entry['file']}: verified",
-        f"{entry['bytes'] / 1e6:.2f} MB",
-    ]
+    parts = [f"{entry['file']}: verified", f"{entry['bytes'] / 1e6:.2f} MB"]
     if entry["max_difference"] is not None:
         parts.append(f"max difference {entry['max_difference']:.2g}")
     if "matched" in entry:

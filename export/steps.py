@@ -1,5 +1,6 @@
 """Recurrent networks in the forms that leave: a single step, or sequences of one length."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 import keras
@@ -62,10 +63,10 @@ def translator_parts(model, length: int | None = None) -> tuple:
     """Return the encoder of a translator, and one step of its decoder.
 
     Args:
-        length: the one number of steps of what is read, repeated in the encoder's graph in the
-            place of a loop; None: any number, in a loop.
         model: a `keras.Model` that ends in a `tiffin.layers.Decoder`, or a layer of the same
             attributes (`step`, `states`, `embedding`, `head`).
+        length: the one number of steps of what is read, repeated in the encoder's graph in the
+            place of a loop; None: any number, in a loop.
 
     Returns:
         Two models that share its weights: from all inputs but the target to what the decoder
@@ -95,11 +96,8 @@ def translator_parts(model, length: int | None = None) -> tuple:
     }
     others = [keras.Input(shapes[name], name=name) for name in names]
 
-    def call(layer, *arguments, **options):
-        return layer(*arguments, **options)
-
     word = decoder.embedding(token)
-    features, *results = called(decoder.step, [word, *others], call)
+    features, *results = called(decoder.step, [word, *others], operator.call)
     named = [f"{NEXT}{name}" for name in names[: decoder.states]] + ["weights"]
     outputs = {LOGITS: decoder.head(features)} | dict(zip(named, results, strict=False))
     return encoder, keras.Model([token, *others], outputs, name=f"{model.name}_decoder")
@@ -149,7 +147,7 @@ class RecurrentStep(keras.layers.Layer):
         return output[:, None], *keras.tree.flatten(new)
 
     def get_config(self):
-        return {**super().get_config(), "cell": keras.saving.serialize_keras_object(self.cell)}
+        return super().get_config() | {"cell": keras.saving.serialize_keras_object(self.cell)}
 
     @classmethod
     def from_config(cls, config):

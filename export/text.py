@@ -1,7 +1,6 @@
 """Text as a model's files see it: a vocabulary, and tokens drawn one after the other."""
 
 import base64
-import binascii
 import dataclasses
 import functools
 import json
@@ -142,28 +141,24 @@ def read_vocabularies(path: Path) -> dict[str, Vocabulary]:
         return {"": from_description(stored)}
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, binascii.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
             f"{path} cannot be read as a vocabulary ({error}): copy it from the run that the model "
             "comes from."
         ) from error
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
-    """Read the file of a language model's `Vocabulary.describe`.
+def find_vocabulary(model: Path) -> Vocabulary:
+    """Return the vocabulary that lies beside a language model's file.
 
     Raises:
         InputError: it is missing or damaged, or a translator's.
     """
+    path = model.parent / VOCABULARY
     found = read_vocabularies(path)
     if "" not in found:
         raise InputError(f"{path} belongs to a translator: it is run by `tiffin translate`.")
     return found[""]
-
-
-def find_vocabulary(model: Path) -> Vocabulary:
-    """Return the vocabulary that lies beside a model file."""
-    return read_vocabulary(model.parent / VOCABULARY)
 
 
 def beside(model: Path) -> dict[str, Vocabulary]:

@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tiffin.export import runtime
 from tiffin.export.convert import Interface, Traced
@@ -178,7 +180,6 @@ class Quantizer:
     @functools.cached_property
     def units(self) -> list[Unit]:
         """The parts of the model that are int8 or float as a whole."""
-        from ai_edge_litert import schema_py_generated as schema
         from litert_quantizer import algorithm_manager, qtyping, recipe, recipe_manager
         from litert_quantizer.utils import tfl_flatbuffer_utils as known
 
@@ -215,8 +216,6 @@ class Quantizer:
 
     def ends(self) -> list[str]:
         """Return the model's outputs, before their softmax or sigmoid if they have one."""
-        from ai_edge_litert import schema_py_generated as schema
-
         content = schema.ModelT.InitFromPackedBuf(self.model)
         graph, last = content.subgraphs[0], schema.BuiltinOperator
         makers = {int(i): operator for operator in graph.operators for i in operator.outputs}
@@ -235,8 +234,6 @@ def _refused(model: bytes, units: Sequence[Unit]) -> list[Unit]:
 
     Batch normalisation makes such weights of a channel that hardly varies.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     kinds = schema.BuiltinOperator
     kernels = {kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED}
     content = schema.Model.GetRootAs(model)
@@ -264,18 +261,14 @@ def _name(tensor) -> str:
 
 def _entry(name: str, tensor: int):
     """Return a signature's entry."""
-    from ai_edge_litert.schema_py_generated import TensorMapT
-
-    entry = TensorMapT()
+    entry = schema.TensorMapT()
     entry.name, entry.tensorIndex = name, int(tensor)
     return entry
 
 
 def _is_signed(model: bytes) -> bool:
     """Say whether the graph returns what its signature names; see `_finished`."""
-    from ai_edge_litert.schema_py_generated import Model
-
-    root = Model.GetRootAs(model)
+    root = schema.Model.GetRootAs(model)
     signature, returned = root.SignatureDefs(0), {*map(int, root.Subgraphs(0).OutputsAsNumpy())}
     named = {signature.Outputs(i).TensorIndex() for i in range(signature.OutputsLength())}
     return named <= returned
@@ -283,8 +276,6 @@ def _is_signed(model: bytes) -> bool:
 
 def exposed(model: bytes, tensors: Sequence[str]) -> bytes:
     """Return a copy that returns inner tensors as further outputs, named `inner/0` and so on."""
-    from ai_edge_litert import schema_py_generated as schema
-
     if not tensors:
         return model
     content = schema.ModelT.InitFromPackedBuf(model)
@@ -301,8 +292,6 @@ def exposed(model: bytes, tensors: Sequence[str]) -> bytes:
 
 def kept(model: bytes, units: Sequence[Unit]) -> list[Unit]:
     """Return the units that an int8 file has in float32."""
-    from ai_edge_litert import schema_py_generated as schema
-
     tensors = schema.ModelT.InitFromPackedBuf(model).subgraphs[0].tensors
     plain = {_name(t) for t in tensors if t.type == schema.TensorType.FLOAT32}
     return [unit for unit in units if unit.result in plain]
@@ -347,8 +336,6 @@ def _ranges(model: bytes, calibration) -> dict:
 
 def _unread(model: bytes) -> list[str]:
     """Return the results of the main graph that are neither read nor returned."""
-    from ai_edge_litert import schema_py_generated as schema
-
     graph = schema.ModelT.InitFromPackedBuf(model).subgraphs[0]
     read = {int(i) for operator in graph.operators for i in operator.inputs}
     made = {int(i) for operator in graph.operators for i in operator.outputs}
@@ -357,9 +344,7 @@ def _unread(model: bytes) -> list[str]:
 
 def _places(model: bytes) -> dict[str, int]:
     """Return the place of each of the signature's outputs among those of the main graph."""
-    from ai_edge_litert.schema_py_generated import Model
-
-    root = Model.GetRootAs(model)
+    root = schema.Model.GetRootAs(model)
     signature, order = root.SignatureDefs(0), [*root.Subgraphs(0).OutputsAsNumpy()]
     entries = [signature.Outputs(i) for i in range(signature.OutputsLength())]
     return {entry.Name().decode(): order.index(entry.TensorIndex()) for entry in entries}
@@ -376,8 +361,6 @@ def _finished(model: bytes, places: Mapping[str, int] | None = None) -> bytes:
         places: of the signature's outputs in the main graph. The quantizer leaves a name with the
             integers where a result both leaves and is read in float.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     content = schema.ModelT.InitFromPackedBuf(model)
     for entry in content.signatureDefs[0].outputs if places else ():
         entry.tensorIndex = int(content.subgraphs[0].outputs[places[_name(entry)]])
@@ -393,8 +376,6 @@ def _finished(model: bytes, places: Mapping[str, int] | None = None) -> bytes:
 
 def _convert_ends(content, inputs: bool) -> None:
     """Let float32 enter or leave where the main graph's first or last tensors are int8."""
-    from ai_edge_litert import schema_py_generated as schema
-
     graph, signature = content.subgraphs[0], content.signatureDefs[0]
     kind = "QUANTIZE" if inputs else "DEQUANTIZE"
     ends = [*(graph.inputs if inputs else graph.outputs)]
@@ -428,8 +409,6 @@ def _convert_ends(content, inputs: bool) -> None:
 
 
 def _packed(content, size: int) -> bytes:
-    import flatbuffers
-
     class Builder(flatbuffers.Builder):
         def CreateNumpyVector(self, x):
             # The schema's force_align for weights, which Python's generated code leaves out.
@@ -442,9 +421,7 @@ def _packed(content, size: int) -> bytes:
 
 
 def _refuse_loops(model: bytes) -> None:
-    from ai_edge_litert.schema_py_generated import Model
-
-    if Model.GetRootAs(model).SubgraphsLength() > 1:
+    if schema.Model.GetRootAs(model).SubgraphsLength() > 1:
         raise ExportError(
             "TFLite in int8 cannot calibrate a loop (a recurrent layer): build that layer with "
             "unroll=True, or ask for int8_dynamic instead of int8."
@@ -475,9 +452,7 @@ class Editor:
     """
 
     def __init__(self, model: bytes):
-        from ai_edge_litert import schema_py_generated as schema
-
-        self._schema, self._size = schema, len(model)
+        self._size = len(model)
         self._content = schema.ModelT.InitFromPackedBuf(model)
         self._graph, self._signature = self._content.subgraphs[0], self._content.signatureDefs[0]
         self.outputs = {_name(entry): entry.tensorIndex for entry in self._signature.outputs}
@@ -488,7 +463,7 @@ class Editor:
 
     def constant(self, value: np.ndarray) -> int:
         """Add a constant; returns its tensor."""
-        buffer = self._schema.BufferT()
+        buffer = schema.BufferT()
         buffer.data = np.frombuffer(value.tobytes(), np.uint8)
         self._content.buffers.append(buffer)
         place = len(self._content.buffers) - 1
@@ -510,10 +485,10 @@ class Editor:
             results: shape and dtype by name.
             options: of a custom operation.
         """
-        code, operator = self._schema.OperatorCodeT(), self._schema.OperatorT()
+        code, operator = schema.OperatorCodeT(), schema.OperatorT()
         if options is not None:
             code.customCode, operator.customOptions = name, np.frombuffer(options, np.uint8)
-        kind = getattr(self._schema.BuiltinOperator, name if options is None else "CUSTOM")
+        kind = getattr(schema.BuiltinOperator, name if options is None else "CUSTOM")
         code.builtinCode = code.deprecatedBuiltinCode = kind
         self._content.operatorCodes.append(code)
         operator.opcodeIndex = len(self._content.operatorCodes) - 1
@@ -523,9 +498,9 @@ class Editor:
         return operator.outputs
 
     def _tensor(self, name: str, shape: Sequence[int], dtype: str, buffer: int = 0) -> int:
-        tensor = self._schema.TensorT()
+        tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.buffer = name, [*shape], buffer
-        tensor.type = getattr(self._schema.TensorType, dtype.upper())
+        tensor.type = getattr(schema.TensorType, dtype.upper())
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
 
@@ -564,8 +539,6 @@ def _unsupported(message: str, traced: Traced) -> ExportError:
 
 def _with_signature(model: bytes, interface: Interface) -> bytes:
     """Name the inputs and outputs, both as tensors and in a signature."""
-    from ai_edge_litert import schema_py_generated as schema
-
     content = schema.ModelT.InitFromPackedBuf(model)
     graph = content.subgraphs[0]
     signature = schema.SignatureDefT()

@@ -10,7 +10,7 @@ import numpy as np
 from tiffin.export import recurrent, runtime
 from tiffin.export.documents import MANIFEST, VOCABULARY
 from tiffin.export.errors import InputError, optional
-from tiffin.export.recurrent import LOGITS, NEXT, TOKEN, Run
+from tiffin.export.recurrent import LOGITS, NEXT, TOKEN, Run, log_softmax
 from tiffin.export.text import END, PAD, START, Vocabulary, read_vocabularies
 
 SOURCE, WEIGHTS = "source", "weights"
@@ -116,13 +116,6 @@ def _top(values: np.ndarray, count: int) -> np.ndarray:
     places.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, places, 1), axis=1, kind="stable")
     return np.take_along_axis(places, order, 1)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities, float64, along the last axis."""
-    logits = np.asarray(logits, np.float64)
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)

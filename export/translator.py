@@ -67,8 +67,8 @@ def export_translator(
     if keras.backend.backend() != "tensorflow":
         from tiffin.export import worker
 
-        options = {k: v for k, v in locals().items() if k not in ("model", "directory", "worker")}
-        return worker.export_elsewhere(model, directory, options, "translator.export_translator")
+        options = {k: v for k, v in locals().items() if k not in ("model", "worker")}
+        return worker.run("translator.export_translator", model, options)
     stage.check_kinds(formats, precisions)
     directory = files.make_folder(directory)
     name = stage.file_stem(name, model)

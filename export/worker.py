@@ -17,36 +17,27 @@ import numpy as np
 from tiffin.export.errors import ExportError, InputError
 
 
-def export_elsewhere(model, directory, options: dict, task: str = "stage.export") -> dict:
-    """Do what `tiffin.export.export` does, in a child process under TensorFlow.
+def run(task: str, model, options: dict) -> dict | None:
+    """Do a task of the export in a child process under TensorFlow.
 
     Args:
+        task: module and function of this package, such as `stage.export`.
         model: a `keras.Model` on any backend.
-        directory: where the files go.
-        options: all other arguments of `export`, by name.
-        task: module and function of this package that export it.
+        options: the function's other arguments, by name.
 
     Returns:
-        The manifest.
+        What it returns: the manifest, if any.
 
     Raises:
-        InputError, ExportError: as `export`; or the model holds what a process cannot be handed.
+        InputError, ExportError: as it does; or the model holds what a process cannot be handed.
     """
-    options = {**options, "directory": str(Path(directory).resolve())}
-    return _run(task, model, options)
-
-
-def dry_run_elsewhere(model, options: dict) -> None:
-    """Do what `tiffin.export.stage.dry_run` does, in a child process under TensorFlow."""
-    _run("stage.dry_run", model, options)
-
-
-def _run(task: str, model, options: dict) -> dict | None:
     say: Callable = options.pop("say", print)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         modules = _modules(model)
         model.save(folder / "model.keras")
+        if "directory" in options:
+            options["directory"] = str(Path(options["directory"]).resolve())
         arrays: dict[str, np.ndarray] = {}
         for name in ("calibration", "evaluation"):
             options[name] = _stow(options.get(name), name, arrays)

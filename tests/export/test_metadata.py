@@ -78,6 +78,16 @@ def test_the_generated_schema_reads_every_field(plain):
     assert by_name[b"means"].associatedFiles is None
 
 
+def test_grey_pictures_are_said_to_be_grey(plain):
+    schema = pytest.importorskip("mediapipe.tasks.metadata.metadata_schema_py_generated")
+    grey = IMAGE | {"shape": ["batch", 16, 24, 1], "color": "grey"}
+    model = ModelT.InitFromObj(Model.GetRootAs(described(plain, inputs=[grey])))
+    content = bytes(model.buffers[model.metadata[-1].buffer].data)
+    read = schema.ModelMetadataT.InitFromObj(schema.ModelMetadata.GetRootAs(content))
+    (image,) = read.subgraphMetadata[0].inputTensorMetadata
+    assert image.content.contentProperties.colorSpace == schema.ColorSpaceType.GRAYSCALE
+
+
 def test_metadata_follow_the_order_of_the_graph(plain):
     """By position: the widths of the graph's outputs must be those that the metadata name."""
     schema = pytest.importorskip("mediapipe.tasks.metadata.metadata_schema_py_generated")
@@ -155,8 +165,9 @@ def test_onnx_properties(tmp_path):
     x, y = (onnx.helper.make_tensor_value_info(n, 1, ["batch", 3]) for n in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
     model = onnx.helper.make_model(graph)
+    said = metadata.preprocessing([IMAGE])
     metadata.add_onnx(
-        model, name="n", description="d", labels=LABELS, inputs=[IMAGE], outputs=[SCORES]
+        model, name="n", description="d", labels=LABELS, preprocessing=said, outputs=[SCORES]
     )
     onnx.save(model, tmp_path / "m.onnx")
     read = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}

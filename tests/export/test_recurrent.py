@@ -103,6 +103,10 @@ def test_step_functions_leave_and_go_on_as_keras_does(name, tmp_path):
         expected = np.asarray(model(tokens)).reshape(-1, WORDS)
         if atol := {"fp32": 1e-4, "fp16": 5e-2}.get(file["precision"]):
             np.testing.assert_allclose(outputs["logits"], expected, atol=atol)
+        if file["format"] == "onnx":
+            said_of = onnx.load(tmp_path / file["file"]).metadata_props
+            assert {p.key: p.value for p in said_of}["preprocessing"] == manifest["preprocessing"]
+    assert "'next_" in manifest["preprocessing"]
     assert any("200 of 200 tokens" in line for line in said)
 
 

@@ -150,7 +150,7 @@ def test_files_without_their_other_half_are_told(tmp_path):
     both = text.describe({"source": pieces, "target": pieces})
     path.write_text(json.dumps(both))
     with pytest.raises(InputError, match="belongs to a translator"):
-        text.read_vocabulary(path)
+        text.find_vocabulary(path)
     for content in (None, "", "[]", '{"pairs": []}', '{"pairs": [{"encoder": "a.onnx"}]}'):
         if content is not None:
             (tmp_path / "manifest.json").write_text(content)

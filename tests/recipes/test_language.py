@@ -290,7 +290,7 @@ def test_unknown_characters_and_damaged_vocabularies_are_told(tmp_path):
         vocabulary.encode("axé")
     path = tmp_path / "vocabulary.json"
     path.write_text(json.dumps(vocabulary.describe()))
-    assert text.read_vocabulary(path) == vocabulary
+    assert text.find_vocabulary(path) == vocabulary
     kinds = [
         ("characters", ["a", "a"]),
         ("characters", [1]),
@@ -301,7 +301,7 @@ def test_unknown_characters_and_damaged_vocabularies_are_told(tmp_path):
     for content in (*broken, "", "[]", '{"kind": "characters"}'):
         path.write_text(content)
         with pytest.raises(InputError, match=r"cannot be read as a vocabulary"):
-            text.read_vocabulary(path)
+            text.find_vocabulary(path)
 
 
 def test_folders_need_a_text_for_each_part(tmp_path):
