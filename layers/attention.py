@@ -190,7 +190,7 @@ class LuongAttention(Attention):
         hidden = ops.tanh(ops.matmul(query, self.position_kernel))
         p = ops.sum(hidden * self.position_v, axis=-1, keepdims=True)
         p = ops.sum(here, axis=-1, keepdims=True) * ops.sigmoid(p)
-        away = ops.cast(ops.arange(scores.shape[-1]), scores.dtype) - p
+        away = ops.cast(ops.arange(ops.shape(scores)[-1]), scores.dtype) - p
         near = ops.cast(ops.abs(away) <= self.window, scores.dtype)
         weights = self.masked_softmax(scores, here * near)
         return weights * ops.exp(-2 * ops.square(away / self.window))

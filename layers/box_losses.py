@@ -2,7 +2,8 @@
 
 from keras import ops
 
-from tiffin.layers.boxes import tensors
+from tiffin.layers.boxes import encode_boxes, tensors
+from tiffin.layers.matching import take_objects
 
 
 def smooth_l1(target, predicted, beta: float = 1.0):
@@ -18,6 +19,28 @@ def smooth_l1(target, predicted, beta: float = 1.0):
     target, predicted = tensors(target, predicted)
     d = ops.abs(predicted - target)
     return ops.where(d < beta, 0.5 * ops.square(d) / beta, d - 0.5 * beta)
+
+
+def matched_smooth_l1(
+    boxes, matched, positive, anchors, deltas, variances=(1.0, 1.0), beta: float = 1.0
+):
+    """Return the smooth L1 of the positive anchors' deltas, summed over each, 0 for the others.
+
+    Args:
+        boxes, matched: float `[batch, objects, 4]`, corners, and int `[batch, n]` from `match`.
+        positive: bool `[batch, n]`.
+        anchors: float `[batch, n, 4]` or `[1, n, 4]`, corners.
+        deltas: float `[batch, n, 4]`, as of `encode_boxes` with these `variances`.
+        beta: see `smooth_l1`.
+
+    Returns:
+        Float `[batch, n]`.
+    """
+    unit = ops.convert_to_tensor([0.0, 0.0, 1.0, 1.0])  # finite for those that do not count
+    anchors = ops.where(positive[..., None], anchors, unit)
+    wanted = ops.where(positive[..., None], take_objects(boxes, matched), unit)
+    error = smooth_l1(encode_boxes(wanted, anchors, variances), deltas, beta)
+    return ops.where(positive, ops.sum(error, axis=-1), 0.0)
 
 
 def focal_loss(target, logits, alpha: float = 0.25, gamma: float = 2.0):

@@ -78,7 +78,7 @@ def truncate_svd(model: keras.Model, ranks: Mapping[str, int]) -> keras.Model:
         model, clone_function=lambda layer: thin.get(layer.name, layer)
     )
     for name, layer in thin.items():
-        kernel, bias = (ops.convert_to_numpy(v) for v in dense[name].get_weights())
+        kernel, bias, *_ = (*dense[name].get_weights(), np.zeros(layer.units))
         u, values, v = np.linalg.svd(kernel, full_matrices=False)
         r = layer.rank
         layer.set_weights([u[:, :r], values[:r, None] * v[:r], bias])

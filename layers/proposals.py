@@ -151,7 +151,7 @@ class PyramidRoIAlign(keras.layers.Layer):
     keeps_float = True
 
     def __init__(self, size: int = 7, strides: Sequence[int] = (4, 8, 16, 32), samples=2, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.size, self.strides, self.samples = size, tuple(strides), samples
         policy = self.dtype_policy
         self._pools = [RoIAlign(size, 1 / n, samples, dtype=policy) for n in self.strides]
@@ -170,7 +170,7 @@ class PyramidRoIAlign(keras.layers.Layer):
                 mine = mine & (side >= low)
             if level != levels[-1]:
                 mine = mine & (side < high)
-            weight = ops.cast(mine, x.dtype)[..., None, None, None]
+            weight = ops.cast(mine, self.compute_dtype)[..., None, None, None]
             result = result + pool(x, regions) * weight
         return result
 

@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from tiffin.layers.box_losses import binary_cross_entropy, smooth_l1, sparse_cross_entropy
-from tiffin.layers.boxes import box_area, encode_boxes, iou, take_rows, tensors
+from tiffin.layers.box_losses import binary_cross_entropy, matched_smooth_l1, sparse_cross_entropy
+from tiffin.layers.boxes import box_area, iou, take_rows, tensors
 from tiffin.layers.matching import balanced_sample, match, take_objects
 
 
@@ -32,7 +32,7 @@ def proposal_losses(anchors, boxes, classes, objectness, shifts, noise, size: in
     positive, counted = (matched >= 0) & counted, ops.cast(counted, "float32")
     number = ops.maximum(ops.sum(counted), 1.0)
     said = binary_cross_entropy(ops.cast(positive, "float32"), objectness)
-    error = _box_error(boxes, matched, positive, anchors[None], shifts, 1 / 9, (1.0, 1.0))
+    error = matched_smooth_l1(boxes, matched, positive, anchors[None], shifts, beta=1 / 9)
     return ops.sum(said * counted) / number, ops.sum(error) / number
 
 
@@ -91,14 +91,5 @@ def region_losses(boxes, classes, sampled, logits, deltas=None, variances=(0.1, 
     deltas = ops.reshape(deltas, (-1, size, kinds, 4))
     mine = ops.sum(deltas * ops.one_hot(which, kinds)[..., None], axis=2)
     positive = (matched >= 0) & (counted > 0)
-    error = _box_error(boxes, matched, positive, regions, mine, 1.0, variances)
+    error = matched_smooth_l1(boxes, matched, positive, regions, mine, variances)
     return ops.sum(said) / number, ops.sum(error) / number
-
-
-def _box_error(boxes, matched, positive, anchors, deltas, beta: float, variances):
-    """Return smooth L1 of the positive ones' deltas, 0 for the others."""
-    unit = ops.convert_to_tensor([0.0, 0.0, 1.0, 1.0])  # finite for those that do not count
-    anchors = ops.where(positive[..., None], anchors, unit)
-    wanted = ops.where(positive[..., None], take_objects(boxes, matched), unit)
-    error = smooth_l1(encode_boxes(wanted, anchors, variances), deltas, beta)
-    return ops.where(positive, ops.sum(error, axis=-1), 0.0)

@@ -22,7 +22,7 @@ class _Regions(keras.layers.Layer):
     keeps_float = True  # left in float32 by the exporter: a 256th of a picture is no place
 
     def __init__(self, size: int | Sequence[int], scale: float = 1.0, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # half precision would move the regions
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         if min(self.size) < 1 or not scale > 0:
             raise ValueError(f"size={size} must be 1 or more, scale={scale} positive.")
@@ -56,6 +56,7 @@ class RoIPool(_Regions):
     """
 
     def call(self, features, regions, training=False):
+        features = ops.cast(features, self.compute_dtype)
         pooled = _pooled(features, regions, self.scale, (self.size,), training)
         return ops.reshape(pooled, (-1, regions.shape[1], *self.size, features.shape[-1]))
 
@@ -208,6 +209,7 @@ class RoIAlign(_Regions):
         self.samples, self.aligned = samples, aligned
 
     def call(self, features, regions):
+        features = ops.cast(features, self.compute_dtype)
         height, width, channels = features.shape[1:]
         regions = ops.cast(regions, "float32") * self.scale - (0.5 if self.aligned else 0.0)
         rows = self._weights(regions[..., 0], regions[..., 2], self.size[0], height)
@@ -299,10 +301,11 @@ class SpatialPyramidPooling(keras.layers.Layer):
     keeps_float = True
 
     def __init__(self, levels: Sequence[int] = (6, 3, 2, 1), scale: float = 1.0, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.levels, self.scale = tuple(levels), scale
 
     def call(self, features, regions=None, training=False):
+        features = ops.cast(features, self.compute_dtype)
         height, width, channels = features.shape[1:]
         whole = regions is None
         if whole:

@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from tiffin.layers.box_losses import smooth_l1, sparse_cross_entropy
-from tiffin.layers.boxes import encode_boxes, iou, tensors
+from tiffin.layers.box_losses import matched_smooth_l1, sparse_cross_entropy
+from tiffin.layers.boxes import iou, tensors
 from tiffin.layers.matching import hardest, match, take_objects
 
 
@@ -40,13 +40,8 @@ def ssd_losses(
     positive = matched >= 0
     count = ops.sum(ops.cast(positive, "int32"), axis=1)
     total = ops.maximum(ops.cast(ops.sum(count), "float32"), 1.0)
-    real = take_objects(boxes, matched)
-    real = ops.where(positive[..., None], real, anchors[None])  # finite in any case
-    box = ops.sum(smooth_l1(encode_boxes(real, anchors[None], variances), deltas), axis=-1)
+    box = matched_smooth_l1(boxes, matched, positive, anchors[None], deltas, variances)
     said = sparse_cross_entropy(take_objects(classes + 1, matched), logits)
     most = ops.cast(ops.cast(count, "float32") * negatives, "int32")
     chosen = positive | hardest(said, ~positive, ops.maximum(most, 3))
-    return (
-        ops.sum(ops.where(positive, box, 0.0)) / total,
-        ops.sum(ops.where(chosen, said, 0.0)) / total,
-    )
+    return ops.sum(box) / total, ops.sum(ops.where(chosen, said, 0.0)) / total
