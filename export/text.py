@@ -69,8 +69,18 @@ class Vocabulary:
         return np.array([numbers[c] for c in parts], np.int32)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of some tokens; words get spaces where a person would put them."""
-        parts = [self.tokens[int(token)] for token in tokens]
+        """Return the text of some tokens; words get spaces where a person would put them.
+
+        Raises:
+            InputError: there is no such token.
+        """
+        numbers = [int(token) for token in tokens]
+        if max(numbers, default=0) >= len(self):
+            raise InputError(
+                f"Token {max(numbers)} is not among the {len(self)} of the vocabulary: it belongs "
+                "to another model. Copy vocabulary.json from the run that the model comes from."
+            )
+        parts = [self.tokens[number] for number in numbers]
         if self.kind == "characters":
             return "".join(parts)
         if self.kind == "pieces":
