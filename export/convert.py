@@ -74,7 +74,8 @@ class Interface:
 
     Raises:
         InputError: a subclassed model, one with an open axis besides the batch, or one that has
-            more outputs than those of the suppression that it leaves to the runtime.
+            more outputs than those of the suppression that it leaves to the runtime; a
+            normalization for another number of channels.
     """
 
     def __init__(self, model, input_dtype="uint8", normalization=None, logits=False):
@@ -130,6 +131,13 @@ class Interface:
             mean, std = (np.asarray(value, np.float32) for value in normalization)
             if not np.all(std > 0):
                 raise InputError(f"The std of normalization is {std}: it must be above zero.")
+            for port in self.inputs:
+                if port.image and {mean.size, std.size} - {1, port.shape[-1]}:
+                    raise InputError(
+                        f"normalization has {mean.size} means and {std.size} deviations, the "
+                        f"input '{port.name}' {port.shape[-1]} channels: give a number for each "
+                        "channel, or a single one for all."
+                    )
             self.normalization = mean, std
 
     def __call__(self, tensors: Sequence) -> list:

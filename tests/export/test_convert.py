@@ -285,6 +285,8 @@ def test_interface_refuses_what_cannot_be_exported():
         Interface(image_model(), input_dtype="int4")
     with pytest.raises(InputError, match="above zero"):
         Interface(image_model(), normalization=(0, 0))
+    with pytest.raises(InputError, match=r"1 means and 2 deviations.*'image' 3 channels"):
+        Interface(image_model(), normalization=(0, (1, 2)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8_dynamic"])
