@@ -221,6 +221,21 @@ def test_every_bound_refuses_what_is_broken(change, reason):
         assert found is None if reason is None else reason in found
 
 
+@pytest.mark.parametrize("share, passes", [(0.98, True), (1.02, False)])
+def test_bounds_are_kept_on_either_side(share, passes):
+    wanted = np.array([[2.0, -4.0], [1.0, 3.0]])
+    limits = verify.bound("fp32", 0.01, evaluated=False)
+    _, reason = verify.verify({"p": wanted}, {"p": wanted + share * 4 * 1e-4}, limits)
+    assert (reason is None) == passes
+    limits = verify.bound("int8", 0.01, evaluated=True)
+    given = {"p": wanted}, {"p": wanted + 0.01}, limits, None
+    _, reason = verify.verify(*given, lambda *_: 0.9 - share * 0.01, 0.9)
+    assert (reason is None) == passes
+    limits = verify.bound("int8", 0.01, evaluated=False)
+    _, reason = verify.verify({"p": wanted}, {"p": wanted * (1 + share * 0.25)}, limits)
+    assert (reason is None) == passes
+
+
 def test_near_ties_decide_nothing_but_the_sure_do():
     """Keras itself is unsure in the first 20 examples: only the others count."""
     sure, unsure = np.tile([0.9, 0.1], (20, 1)), np.tile([0.51, 0.49], (20, 1))
