@@ -96,15 +96,20 @@ class Checkpoint(keras.callbacks.Callback):
                 state = json.loads(file.attrs["tiffin"])
             self.model.optimizer.build(self.model.trainable_variables)
             self.model.load_weights(path)
-        except (OSError, KeyError, ValueError) as error:
+            # What runs of an earlier version left has none.
+            for variable, seed in zip(self._seeds(), state.get("seeds", ()), strict=False):
+                variable.assign(np.array(seed, variable.dtype))
+            self.rows = state["history"]
+            if not all(isinstance(v, int | float) for row in self.rows for v in row.values()):
+                raise TypeError("its history has more than numbers")
+            self.best()
+        except Exception as error:
+            # h5py, Keras and JSON raise all sorts of errors on broken bytes.
+            cause = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
-                f"{path} does not belong to this model ({str(error).splitlines()[0]}): resume with "
-                "the options that the run was started with (config.json has them)."
+                f"{path} does not belong to this model, or is damaged ({cause}): resume with the "
+                "options that the run was started with (config.json has them)."
             ) from error
-        # What runs of an earlier version left has none.
-        for variable, seed in zip(self._seeds(), state.get("seeds", ()), strict=False):
-            variable.assign(np.array(seed, variable.dtype))
-        self.rows = state["history"]
         return len(self.rows)
 
     def _seeds(self) -> list[keras.Variable]:

@@ -25,6 +25,9 @@ _WORDS = {
     *("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "alpha"),
     *("depthwise_kernel", "pointwise_kernel", "mean", "variance", "count"),
 }
+# All that malformed bytes raise on their way through h5py, JSON and NumPy.
+_FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError)
+_FAULTS += (ValueError,)
 _SAFETENSORS = {
     "F64": "<f8",
     "F32": "<f4",
@@ -140,7 +143,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
-    except (OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except _FAULTS as error:
         raise InputError(f"{path} cannot be read as weights ({error}).") from error
 
 
@@ -218,6 +221,7 @@ def _read_config(text: Any, found: Tensors) -> None:
             found.epsilons[config["name"]] = float(config["epsilon"])
         elif kind == "ImageNormalization":
             found.normalization = config["mean"], config["std"]
+            ImageNormalization(*found.normalization)  # refuses what is none
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
