@@ -97,8 +97,9 @@ def smaller(folder: readers.Folder, index: int, content: bytes, way: str) -> byt
 
 def work(name: str, seconds: float, seed: int, kept: Path) -> None:
     """Go through rounds for some seconds; leave what was found, and the counts of rounds."""
-    faulthandler.enable()
-    faulthandler.register(signal.SIGPROF, chain=True)
+    trace = open(kept / "trace", "w")  # noqa: SIM115  as the readers may redirect standard error
+    faulthandler.enable(trace)
+    faulthandler.register(signal.SIGPROF, trace, chain=True)
     chance = random.Random(seed)
     now, known = kept / "now", {path.read_text() for path in kept.glob("*.way")}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
@@ -182,7 +183,8 @@ def lead(target: str, minutes: float, seed: int, kept: Path) -> None:
         if status:
             # It came to no answer: the frames that it was in tell one such end from another.
             content, ends = (kept / "now").read_bytes(), ends + 1
-            frames = re.findall(r'File ".*?([^/]+)", line (\d+) in', text)[:2]
+            trace = (kept / "trace").read_text()
+            frames = re.findall(r'File ".*?([^/]+)", line (\d+) in', trace)[:2]
             where = " ".join(":".join(frame) for frame in frames)
             way = f"{signal.Signals(-status).name} {where}"
             keep(kept, content[0], content[1:], way)

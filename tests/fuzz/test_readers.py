@@ -2,8 +2,12 @@
 
 import contextlib
 import functools
+import io
+import struct
+import zlib
 
 import hypothesis
+import numpy as np
 import pytest
 import readers
 from hypothesis import strategies
@@ -39,12 +43,28 @@ def test_good_files_are_read_and_spoiled_ones_read_or_refused(folders, name):
     rounds()
 
 
+def _with_chunk(chunk: bytes) -> bytes:
+    """Return a picture of two colours with another chunk, whatever that says."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)
+    chunks = header, b"PLTE" + bytes(6), chunk, b"IDAT" + zlib.compress(bytes(3)), b"IEND"
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 LONG, MANY = b"a" * 300, b"9" * 5000
+# A table with the version alone.
+EMPTY = struct.pack("<I4s4HiI", 16, b"TFL3", 6, 8, 4, 0, 8, 3)
 DEEP = b"[" * 100_000
 UNFOLDING = b"a: &a [x, x]\nb: &b [*a, *a]\nnames: *b\n"
 
-# Of what the rounds found, the least of each kind: target, file, what is replaced, by what; and the
-# words it is refused with, or None where it is read, the spoiled part left out.
+# Of what the rounds found, the least of each kind: target, file, what is replaced (None: all), by
+# what; and the words it is refused with, or None where it is read, the spoiled part left out.
 FOUND = {
     "a kind that is a list": (
         "coco",
@@ -98,6 +118,20 @@ FOUND = {
         "does not say",
     ),
     "a deep list of a page's files": ("manifest", "site/page.json", b'"old.onnx"', DEEP, None),
+    "transparency for more than the palette": (
+        *("image", "palette.png", None, _with_chunk(b"tRNS" + bytes(302)), "damaged"),
+    ),
+    "no graph": ("tflite_file", "plain.tflite", None, EMPTY, "holds no graph"),
+    "tokens of another model": (
+        *("vocabulary", "words/vocabulary.json", b', "b", "c", ".", "\\n"', b"", "not among the 5"),
+    ),
+    "a history of words": ("run_folder", "history.csv", b"0.5", b"half", "is damaged"),
+    "a state without a history": (
+        *("run_folder", "last.weights.h5", b'"history"', b'"histori"', "or is damaged"),
+    ),
+    "an array in the place of a gallery": (
+        *("run_folder", "people.npz", None, _saved(np.ones(3)), "no gallery"),
+    ),
 }
 
 
@@ -107,6 +141,7 @@ def test_what_was_found_is_read_or_refused(folders, name):
     folder = folders(target)
     index = [path for path, _, _ in folder.files].index(file)
     content = folder.files[index][2]
+    old = content if old is None else old
     assert old in content
     said = pytest.raises(InputError, match=refused) if refused else contextlib.nullcontext()
     with said:
