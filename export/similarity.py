@@ -86,6 +86,8 @@ def load_gallery(path: Path, model: Path) -> tuple[list[str], np.ndarray]:
             names, embeddings, made_by = file["names"], file["embeddings"], str(file["model"])
         if embeddings.ndim != 2 or names.shape != embeddings.shape[:1] or names.dtype.kind != "U":
             raise ValueError("names and embeddings do not pair up")
+        if not embeddings.size or not np.isfinite(embeddings).all():
+            raise ValueError("it holds no embeddings, or some that are no numbers")
     except Exception as error:
         # NumPy, zipfile and zlib raise all sorts of errors on broken bytes.
         raise InputError(
