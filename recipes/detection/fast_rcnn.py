@@ -15,15 +15,14 @@ Run it:
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import keras
 from keras import ops
 
 from tiffin.export.errors import InputError, one_of
 from tiffin.layers import RoIAlign, RoIPool, truncate_svd
-from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.backbones import Backbone, backbone_maps, choose
 from tiffin.recipes.engine.region_detection import GivenRegions, hidden, judgement
 from tiffin.recipes.engine.training import main
 
@@ -45,12 +44,10 @@ def fast_rcnn(
     input_shape: tuple[int, int, int] = (608, 608, 3),
     classes: int = 20,
     *,
-    backbone: str | None = None,
-    alpha: float | None = None,
-    backbone_options: Mapping[str, Any] | None = None,
     pooling: Literal["pool", "align"] | None = None,
     proposals: int = 2000,
     normalization: tuple | None = None,
+    **under: Unpack[Backbone],
 ) -> keras.Model:
     """Build a Fast R-CNN up to its raw heads.
 
@@ -58,14 +55,11 @@ def fast_rcnn(
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels.
         classes: without the background.
-        backbone: a network of the classification collection that takes the place of the variant's
-            own; its map of the same stride is looked at.
-        alpha: width multiplier of the backbone.
-        backbone_options: further ones of it, such as `stride_in` of ResNet.
         pooling: of regions: "pool" (RoIPool, the paper's) or "align" (RoIAlign); None: the
             variant's own.
         proposals: regions of a picture.
         normalization: see `tiffin.layers.image_input`.
+        **under: see `tiffin.recipes.engine.backbones.Backbone`.
 
     Returns:
         A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to
@@ -79,7 +73,7 @@ def fast_rcnn(
     one_of("variant", variant, VARIANTS)
     one_of("pooling", pooling, (None, "pool", "align"))
     own, options, stride, by, cells, units = TABLES[variant]
-    own, options = choose((own, options), backbone, alpha, backbone_options)
+    own, options = choose((own, options), **under)
     body = backbone_maps(own, input_shape, normalization, **options)
     seen = body[f"stride_{stride}"]
     regions = keras.Input((proposals, 4), name="proposals")

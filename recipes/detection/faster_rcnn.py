@@ -17,7 +17,7 @@ Run it:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import keras
 import numpy as np
@@ -35,7 +35,7 @@ from tiffin.layers import (
     grid_anchors,
     proposal_losses,
 )
-from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.backbones import Backbone, backbone_maps, choose
 from tiffin.recipes.engine.names import TORCHVISION_RESNET
 from tiffin.recipes.engine.region_detection import RegionDetection, hidden, judgement
 from tiffin.recipes.engine.training import main
@@ -86,14 +86,12 @@ def faster_rcnn(
     input_shape: tuple[int, int, int] = (608, 608, 3),
     classes: int = 20,
     *,
-    backbone: str | None = None,
-    alpha: float | None = None,
-    backbone_options: Mapping[str, Any] | None = None,
     pooling: Literal["pool", "align"] | None = None,
     proposals: int = 100,
     anchor_scale: float = 1.0,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
+    **under: Unpack[Backbone],
 ) -> keras.Model:
     """Build a Faster R-CNN up to its raw heads.
 
@@ -101,15 +99,12 @@ def faster_rcnn(
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels, multiples of the coarsest stride.
         classes: without the background.
-        backbone: a network of the classification collection that takes the place of the variant's
-            own; its maps of the same strides are looked at.
-        alpha: width multiplier of the backbone.
-        backbone_options: further ones of it, such as `stride_in` of ResNet.
         pooling: of regions: "pool" (RoIPool) or "align" (RoIAlign); None: the variant's own.
         proposals: regions that the second stage judges, the best of four times as many a map.
         anchor_scale: what the anchors' sides are multiplied by.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
+        **under: see `tiffin.recipes.engine.backbones.Backbone`.
 
     Returns:
         A model from `image` to `objectness`, float `[batch, anchors]`; `shifts`, float `[batch,
@@ -126,7 +121,7 @@ def faster_rcnn(
     one_of("pooling", pooling, (None, "pool", "align"))
     if any(n % strides[-1] for n in input_shape[:2]):
         raise ValueError(f"the sides must be multiples of {strides[-1]}.")
-    own, options = choose((own, options), backbone, alpha, backbone_options)
+    own, options = choose((own, options), **under)
     body = backbone_maps(own, input_shape, normalization, **options)
     maps = [body[f"stride_{n}"] for n in strides]
     pyramid = len(maps) > 1

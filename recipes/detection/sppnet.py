@@ -16,15 +16,14 @@ Run it:
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 from keras import ops
 
 from tiffin.export.errors import one_of
 from tiffin.layers import SpatialPyramidPooling
-from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.backbones import Backbone, backbone_maps, choose
 from tiffin.recipes.engine.region_svm import RegionSVM, region_classifier
 from tiffin.recipes.engine.training import main
 
@@ -47,11 +46,9 @@ def sppnet(
     input_shape: tuple[int, int, int] = (688, 688, 3),
     classes: int = 20,
     *,
-    backbone: str | None = None,
-    alpha: float | None = None,
-    backbone_options: Mapping[str, Any] | None = None,
     proposals: int = 2000,
     normalization: tuple | None = None,
+    **under: Unpack[Backbone],
 ) -> keras.Model:
     """Build an SPP-net up to its features and the softmax that it is trained with.
 
@@ -59,12 +56,9 @@ def sppnet(
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels.
         classes: without the background.
-        backbone: a network of the classification collection that takes the place of the variant's
-            own; its map of the same stride is looked at.
-        alpha: width multiplier of the backbone.
-        backbone_options: further ones of it, such as `stride_in` of ResNet.
         proposals: regions of a picture.
         normalization: see `tiffin.layers.image_input`.
+        **under: see `tiffin.recipes.engine.backbones.Backbone`.
 
     Returns:
         A model from `image` and `proposals`, float `[batch, proposals, 4]`, corners in pixels, to
@@ -78,7 +72,7 @@ def sppnet(
     """
     one_of("variant", variant, VARIANTS)
     own, options, stride, units = TABLES[variant]
-    own, options = choose((own, options), backbone, alpha, backbone_options)
+    own, options = choose((own, options), **under)
     body = backbone_maps(own, input_shape, normalization, **options)
     seen = body[f"stride_{stride}"]
     regions = keras.Input((proposals, 4), name="proposals")

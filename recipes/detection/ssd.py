@@ -17,7 +17,7 @@ Run it:
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 from keras import layers
@@ -33,7 +33,7 @@ from tiffin.layers import (
     ssd_losses,
     ssd_scales,
 )
-from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.backbones import Backbone, backbone_maps, choose
 from tiffin.recipes.engine.detection import Detection, box_heads
 from tiffin.recipes.engine.training import main
 from tiffin.recipes.engine.weights import Collection
@@ -118,11 +118,9 @@ def ssd(
     input_shape: tuple[int, int, int] = (300, 300, 3),
     classes: int = 20,
     *,
-    backbone: str | None = None,
-    alpha: float | None = None,
-    backbone_options: Mapping[str, Any] | None = None,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
+    **under: Unpack[Backbone],
 ) -> keras.Model:
     """Build an SSD up to its raw heads.
 
@@ -130,11 +128,9 @@ def ssd(
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels, a square.
         classes: without the background.
-        backbone: a classification network in place of the variant's own, for its maps' strides.
-        alpha: width multiplier of the backbone.
-        backbone_options: further ones of it, such as `stride_in` of ResNet.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
+        **under: see `tiffin.recipes.engine.backbones.Backbone`.
 
     Returns:
         A model from `image` to `deltas`, float `[batch, boxes, 4]`, and `logits`, float
@@ -148,9 +144,9 @@ def ssd(
     if input_shape[0] != input_shape[1]:
         raise ValueError(f"input_shape {input_shape} must be a square.")
     table, own, options, _ = TABLES[variant]
-    by_paper = own == "vgg16" and not backbone
+    by_paper = own == "vgg16" and not under.get("backbone")
     lite, bn = variant.startswith("ssdlite"), {"momentum": bn_momentum}
-    own, options = choose((own, options), backbone, alpha, backbone_options)
+    own, options = choose((own, options), **under)
     body = backbone_maps(own, input_shape, normalization, **options)
     x, maps = None, []
     for source, squeeze, filters, stride, padding, _ in table:
@@ -165,8 +161,7 @@ def ssd(
         elif squeeze:
             x = _extra(x, source, squeeze, filters, stride, padding, by_paper, lite, bn)
         else:
-            name = {"conv4_3": "stride_8", "fc7": "stride_16"}.get(source, source)
-            x = body[name]
+            x = body[{"conv4_3": "stride_8", "fc7": "stride_16"}.get(source, source)]
         maps.append(x)
     names, counts = [row[0] for row in table], [2 + 2 * len(row[-1]) for row in table]
     head = functools.partial(_head, lite=lite, bn=bn)

@@ -16,7 +16,7 @@ Run it:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ from tiffin.layers import (
     image_input,
     yolo_losses,
 )
-from tiffin.recipes.engine.backbones import backbone_maps, choose
+from tiffin.recipes.engine.backbones import Backbone, backbone_maps, choose
 from tiffin.recipes.engine.box_data import BoxData, fitted_anchors
 from tiffin.recipes.engine.detection import Detection, box_heads
 from tiffin.recipes.engine.training import main
@@ -113,11 +113,9 @@ def yolo(
     input_shape: tuple[int, int, int] = (416, 416, 3),
     classes: int = 80,
     *,
-    backbone: str | None = None,
-    alpha: float | None = None,
-    backbone_options: Mapping[str, Any] | None = None,
     normalization: tuple | None = None,
     bn_momentum: float = 0.9,
+    **under: Unpack[Backbone],
 ) -> keras.Model:
     """Build a YOLO up to its raw heads.
 
@@ -125,11 +123,9 @@ def yolo(
         variant: one of `VARIANTS`.
         input_shape: `(height, width, channels)` in pixels, multiples of the coarsest stride.
         classes: number of classes.
-        backbone: a classification network in place of the variant's own; not for version 1.
-        alpha: width multiplier of that backbone.
-        backbone_options: further ones of it, such as `stride_in` of ResNet.
         normalization: see `tiffin.layers.image_input`.
         bn_momentum: of batch normalisation.
+        **under: see `tiffin.recipes.engine.backbones.Backbone`.
 
     Returns:
         A model from `image` to `deltas`, float `[batch, n, 4]`, and `logits`, float
@@ -144,11 +140,11 @@ def yolo(
     version, rows, strides, width, anchors = TABLES[variant]
     if any(n % strides[0] for n in input_shape[:2]):
         raise ValueError(f"the sides must be multiples of {strides[0]}.")
-    if backbone and version == 1:
+    if under.get("backbone") and version == 1:
         raise InputError("YOLO v1 has no maps that another backbone could give: leave it out.")
     conv = DarknetConvolutions(version > 1, bn_momentum)
-    if backbone:
-        name, options = choose((None, {}), backbone, alpha, backbone_options)
+    if under.get("backbone"):
+        name, options = choose((None, {}), **under)
         maps = backbone_maps(name, input_shape, normalization, **options)
     else:
         image, x = image_input(input_shape, normalization)

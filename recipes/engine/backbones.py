@@ -1,7 +1,7 @@
 """Networks of the classification collection that stand under detectors, and their weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import keras
 import numpy as np
@@ -11,24 +11,34 @@ from tiffin.recipes.engine import registry, weights
 from tiffin.recipes.engine.weights import Collection, Source
 
 
+class Backbone(TypedDict, total=False):
+    """What every builder of a detector takes for the network under it.
+
+    Attributes:
+        backbone: a network of the classification collection; its maps of the same strides take the
+            place of the variant's own. None: the variant's own network.
+        alpha: width multiplier; None: the network's own.
+        backbone_options: further ones of its builder, such as `stride_in` of ResNet.
+    """
+
+    backbone: str | None
+    alpha: float | None
+    backbone_options: Mapping[str, Any] | None
+
+
 def choose(
-    own: tuple[str | None, Mapping[str, Any]],
-    backbone: str | None,
-    alpha: float | None,
-    options: Mapping[str, Any] | None,
+    own: tuple[str | None, Mapping[str, Any]], **under: Unpack[Backbone]
 ) -> tuple[str | None, dict[str, Any]]:
     """Return the network that stands under a detector, and its options for `backbone_maps`.
 
     Args:
         own: the variant's own, None if it is none of the classification collection, and its
             options, which another backbone does without.
-        backbone: of the classification collection; None: the variant's own.
-        alpha: width multiplier; None: the network's own.
-        options: further ones, such as published weights need.
+        **under: see `Backbone`.
     """
-    name, given = (backbone, {}) if backbone else own
-    width = {} if alpha is None else {"alpha": alpha}
-    return name, {**given, **width, **(options or {})}
+    name, given = (under["backbone"], {}) if under.get("backbone") else own
+    width = {} if under.get("alpha") is None else {"alpha": under["alpha"]}
+    return name, {**given, **width, **(under.get("backbone_options") or {})}
 
 
 class _Maps(dict):

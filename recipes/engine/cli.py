@@ -114,7 +114,7 @@ class Summary:
             return registry.build(self.name, shape, self.classes, **given)
         except InputError:
             raise
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"{self.name} cannot be built so: {error}") from error
 
 

@@ -133,7 +133,8 @@ class Detection(ImageRecipe):
     def backbone_network(self) -> tuple[str | None, dict[str, Any]]:
         """The network under this detector and its options; None for a body of the paper's own."""
         own = self.bodies.get(self.model, (None, {}))
-        return backbones.choose(own, self.backbone, self.alpha, self.built_with)
+        options = {"alpha": self.alpha, "backbone_options": self.built_with}
+        return backbones.choose(own, backbone=self.backbone, **options)
 
     def published(self):
         known, _ = super().published()

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from tiffin.export.errors import InputError, nearest
 
@@ -215,13 +215,12 @@ def build(
 
 
 def options_of(builder: Callable) -> list[str]:
-    """Return the names of the arguments that a builder takes, the variant's aside.
-
-    One that takes any takes those of every image network.
-    """
-    from tiffin.layers import Top
-
-    kinds = inspect.signature(builder).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in kinds.values())
-    known = {n: None for n, p in kinds.items() if p.kind is not p.VAR_KEYWORD and n != "variant"}
-    return [*(known | dict.fromkeys(Top.__annotations__) if open_ended else known)]
+    """Return the names of the arguments that a builder takes, the variant's aside."""
+    known = []
+    for name, parameter in inspect.signature(builder).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            for options in get_args(parameter.annotation):  # Top of **top: Unpack[Top]
+                known += options.__annotations__
+        elif name != "variant":
+            known.append(name)
+    return list(dict.fromkeys(known))

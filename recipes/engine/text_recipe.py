@@ -20,6 +20,8 @@ class TextRecipe(Recipe):
     optimizer: OptimizerName = "adam"
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
+    weights: str | None = None
+    """Start from a .keras or .weights.h5 file of the same network."""
     dropout: float = 0.0
     """Rate between layers, in [0, 1)."""
     max_loss: float = math.log(1.03)

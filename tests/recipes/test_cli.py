@@ -150,6 +150,9 @@ def test_summary_takes_the_builders_options(capsys):
     for option, message in said.items():
         with pytest.raises(InputError, match=message):
             Summary("resnet20", options=(option,)).run()
+    for option in ("alpha=half", "input_shape=3"):
+        with pytest.raises(InputError, match="mobilenet_v2 cannot be built so"):
+            Summary("mobilenet_v2", options=(option,)).run()
     with pytest.raises(InputError, match=r"no file no\.keras"):
         Summary("no.keras").run()
 
