@@ -71,6 +71,7 @@ class Checkpoint(keras.callbacks.Callback):
     def best(self) -> tuple[int, int]:
         """Return the places in `rows` of the first and the last of the equally best epochs."""
         scores = np.array([self.sign * row[self.monitor] for row in self.rows])
+        scores[np.isnan(scores)] = -np.inf  # no number is no score
         places = np.flatnonzero(scores == scores.max())
         return int(places[0]), int(places[-1])
 

@@ -1,6 +1,7 @@
 """Every registered variant: builds, trains a step, saves, loads in a fresh process, exports."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from tiffin import recipes
 from tiffin.export import InputError
 from tiffin.recipes.engine import registry
 from tiffin.recipes.engine.region_detection import GivenRegions
-from tiffin.recipes.engine.training import Recipe, to_json
+from tiffin.recipes.engine.training import Recipe, parse, to_json
 
 ENTRIES = registry.recipes()
 PICTURES = {
@@ -157,6 +158,12 @@ def test_recipe_files_keep_the_form(entry):
         assert row.error is None or 0 < row.error < 100
     assert "arXiv" in module.__doc__ and "python recipes/" in module.__doc__
     assert entry.path.read_text().count("\n") <= 260
+    examples = re.findall(r"^ +tiffin train (\S+)(.*)$", module.Config.__doc__, re.M)
+    for name, options in examples:
+        assert registry.find(name) == entry
+        model = name if name in entry.variants else None
+        assert parse(module.Config, options.split(), model=model).model in entry.variants
+    assert examples
     assert json.dumps(to_json(module.Config()))
 
 

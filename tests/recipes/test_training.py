@@ -18,6 +18,7 @@ import torch
 
 from tiffin.export.errors import InputError
 from tiffin.recipes.engine import training, weights
+from tiffin.recipes.engine.checkpoints import Checkpoint
 from tiffin.recipes.engine.classification import SmoothedCrossentropy, WithAuxiliaryHeads
 from tiffin.recipes.engine.data import Split, load_images
 from tiffin.recipes.engine.optimizers import WarmupSchedule, make_optimizer
@@ -147,6 +148,14 @@ def test_early_stopping_counts_epochs_without_improvement(tmp_path, capsys):
     assert "stopping early" in capsys.readouterr().out
     dataclasses.replace(config, resume=True).run()
     assert len(rows(tmp_path / "run")) == 3
+
+
+def test_an_epoch_whose_score_is_no_number_is_not_the_best(tmp_path):
+    checkpoint = Checkpoint(tmp_path, None, "val_loss", "min")
+    nan = float("nan")
+    for losses, best in (((nan, 2.0, nan, 1.0, 1.0, nan), (3, 4)), ((nan, nan), (0, 1))):
+        checkpoint.rows = [{"val_loss": loss} for loss in losses]
+        assert checkpoint.best() == best
 
 
 def test_transfer_replaces_the_head_and_freezes(run, photos, tmp_path, capsys):
