@@ -50,7 +50,8 @@ def conv_relu(
         `[batch, new height, new width, new channels]`.
     """
     if padding is None and stride > 1 and kernel_size != 1:
-        x = layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)
+        sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        x = layers.ZeroPadding2D(tuple(n // 2 for n in sides), name=f"{name}_pad")(x)
         padding = "valid"
     x = layers.Conv2D(
         max(int(alpha * filters), min(filters, 16)),

@@ -54,7 +54,7 @@ def truncate_svd(model: keras.Model, ranks: Mapping[str, int]) -> keras.Model:
     """Return a model with the best approximations of that rank for some of its dense layers.
 
     Girshick 2015 (Fast R-CNN, arXiv 1504.08083), section 3.1: of the kernel's singular values the
-    largest stay. All other layers are those of the model itself.
+    largest stay. All other layers are those of the model itself; a bias that was none is zero.
 
     Args:
         model: a functional model.

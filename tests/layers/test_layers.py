@@ -426,6 +426,16 @@ def test_inception_module_strides_alike_on_odd_sides():
     assert x.shape == (None, 4, 3, 8)
 
 
+def test_long_kernels_that_stride_are_padded_on_both_sides():
+    image = keras.Input((7, 6, 4))
+    conv = {"normalize": False, "use_bias": True, "bias": 0.1}
+    model = keras.Model(image, layers.conv_relu(image, 3, (1, 3), 2, name="a", **conv))
+    kernel, bias = (values(w) for w in model.get_layer("a_conv").weights)
+    x = normal(2, 7, 6, 4)
+    wanted = torch_conv(x, kernel, bias, stride=2, padding=(0, 1))
+    np.testing.assert_allclose(values(model(x)), np.maximum(wanted, 0), atol=1e-5)
+
+
 def test_squeeze_excitation_is_the_papers_formula():
     image = keras.Input((5, 4, 8))
     model = keras.Model(image, layers.squeeze_excitation(image, 4, name="se"))
