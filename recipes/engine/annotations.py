@@ -232,12 +232,15 @@ def _coco(tables: dict[Path, dict], root: Path, problems: Problems):
     parts: dict[str, list[Picture]] = {}
     classes: list[str] = []
     for path, table in tables.items():
-        words = f"{path.parent.name} {path.stem}".lower().replace("_", " ")
-        known = (part for word, part in SPLITS.items() if word in words)
+        words = f"{path.parent.name if path.parent != root else ''} {path.stem}".lower()
+        # Without dev, which is in device, too.
+        known = (part for word, part in SPLITS.items() if word in words and word != "dev")
         part = next(known, "train") if len(tables) > 1 else "train"
         found, names = _coco_pictures(path, table, root, problems)
         parts.setdefault(part, []).extend(found)
         classes += [name for name in names if name not in classes]
+    if "train" not in parts:
+        raise InputError(f"{root} has no .json file to train on: put train into the name of one.")
     return parts, classes
 
 

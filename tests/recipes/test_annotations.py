@@ -142,6 +142,19 @@ def test_coco_has_corners_and_sides_and_crowds(tmp_path):
         assert only.difficult.tolist() == [False, True] and classes == ["cat", "dog"]
 
 
+def test_coco_names_say_which_split_a_file_is_and_the_folders_own_does_not(tmp_path):
+    root = coco(tmp_path / "latest_train_val", [[1, 1, 5, 5]])
+    picture(root / "a.png")
+    table = root / "instances_train.json"
+    (root / "val2017.json").write_text(table.read_text())
+    table.rename(root / "device.json")
+    parts, _, _ = read(root)
+    assert {part: len(found) for part, found in parts.items()} == {"train": 1, "validation": 1}
+    (root / "device.json").rename(root / "test.json")
+    with pytest.raises(InputError, match="no .json file to train on"):
+        read(root)
+
+
 @pytest.mark.parametrize(
     "box", [None, [1, 2, 3], ["a", 1, 2, 3], [1, 1, -5, 5], [float("nan")] * 4]
 )
