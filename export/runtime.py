@@ -157,14 +157,12 @@ class _Onnx(Runner):
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
+            inputs = [_onnx_tensor(v) for v in self._session.get_inputs()]
+            outputs = [_onnx_tensor(v) for v in self._session.get_outputs()]
         except Exception as error:
             # onnxruntime's errors share no base but Exception.
             raise _unreadable(path, "an ONNX model that onnxruntime can run", error) from error
-        super().__init__(
-            path,
-            [_onnx_tensor(v) for v in self._session.get_inputs()],
-            [_onnx_tensor(v) for v in self._session.get_outputs()],
-        )
+        super().__init__(path, inputs, outputs)
 
     def step(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         feed = {t.name: a for t, a in zip(self.inputs, arrays, strict=True)}

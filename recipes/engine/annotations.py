@@ -296,7 +296,8 @@ def _yolo(root: Path, problems: Problems):
             names = settings.get("names")
             listed = [names[i] for i in sorted(names)] if isinstance(names, dict) else names
             classes = [str(name) for name in listed] if listed else None
-        except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        except Exception as error:
+            # Of a date, a number or text that is none, PyYAML raises Python's own.
             raise InputError(f"{root / 'data.yaml'} cannot be read ({error}).") from error
     for file in ("classes.txt", "obj.names", "labels/classes.txt"):
         if classes is None and (root / file).exists():

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import keras
 import tyro
@@ -549,18 +549,35 @@ def from_json(kind: type[Recipe], path: Path) -> Recipe:
     try:
         stored = json.loads(path.read_text())
         stored.pop("command", None)
-        known = {field.name: field for field in dataclasses.fields(kind)}
+        hints = get_type_hints(kind)
         values = {}
         for name, value in stored.items():
-            path_like = "Path" in str(known[name].type)
+            path_like = "Path" in str(hints[name])
             value = Path(value) if path_like and value is not None else value
             values[name] = tuple(value) if isinstance(value, list) else value
+            if not _fits(values[name], hints[name]):
+                raise TypeError(f"{name} is {value!r:.60}")
         return kind(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not the configuration of a run of this recipe ({error!r}): resume with the "
             "recipe that the run was started with."
         ) from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of a field's type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if inner and origin is not dict:
+        return any(_fits(value, kind) for kind in inner)
+    return isinstance(value, int | float if hint is float else origin or hint)
 
 
 def parse(
