@@ -82,6 +82,7 @@ FOUND = {
     "a listed name too long": ("yolo", "a/list.txt", b"images/train/a.png", LONG, "no pictures"),
     "a date that is none": ("yolo", "a/data.yaml", b"nc: 2", b"nc: 2023-13-45", "cannot be read"),
     "a number of many digits": ("yolo", "a/data.yaml", b"nc: 2", b"nc: " + MANY, "cannot be read"),
+    "a number without digits": ("yolo", "a/data.yaml", b"nc: 2", b"nc: !!int", "cannot be read"),
     "splits of splits": ("yolo", "a/data.yaml", b"[images/val]", b"[[a], [b, c]]", None),
     "unfolding YAML": ("yolo", "a/data.yaml", b"nc: 2", UNFOLDING, "has aliases"),
     "deep YAML": ("yolo", "a/data.yaml", b"nc: 2", DEEP, "cannot be read"),
@@ -124,6 +125,12 @@ FOUND = {
     "no graph": ("tflite_file", "plain.tflite", None, EMPTY, "holds no graph"),
     "tokens of another model": (
         *("vocabulary", "words/vocabulary.json", b', "b", "c", ".", "\\n"', b"", "not among the 5"),
+    ),
+    "a configuration of another type": (
+        *("run_folder", "config.json", b'"resume": false', b'"resume": "no"', "resume is 'no'"),
+    ),
+    "an input whose name is no text": (
+        *("onnx_file", "a.onnx", b"image", b"imag\xff", "cannot be read as an ONNX model"),
     ),
     "a history of words": ("run_folder", "history.csv", b"0.5", b"half", "is damaged"),
     "a state without a history": (
