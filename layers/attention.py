@@ -188,12 +188,14 @@ class LuongAttention(Attention):
         scores = self.score(query, keys)
         here = ops.ones_like(scores[:, :1]) if mask is None else mask
         hidden = ops.tanh(ops.matmul(query, self.position_kernel))
-        p = ops.sum(hidden * self.position_v, axis=-1, keepdims=True)
-        p = ops.sum(here, axis=-1, keepdims=True) * ops.sigmoid(p)
-        away = ops.cast(ops.arange(ops.shape(scores)[-1]), scores.dtype) - p
+        p = ops.sigmoid(ops.sum(hidden * self.position_v, axis=-1, keepdims=True))
+        # Half precision cannot count that far: in bfloat16 256 is followed by 258.
+        exact = keras.backend.result_type(scores.dtype, "float32")
+        p = ops.sum(ops.cast(here, exact), axis=-1, keepdims=True) * ops.cast(p, exact)
+        away = ops.cast(ops.arange(ops.shape(scores)[-1]), exact) - p
         near = ops.cast(ops.abs(away) <= self.window, scores.dtype)
         weights = self.masked_softmax(scores, here * near)
-        return weights * ops.exp(-2 * ops.square(away / self.window))
+        return weights * ops.cast(ops.exp(-2 * ops.square(away / self.window)), weights.dtype)
 
     def get_config(self):
         own = {"kind": self.kind, "units": self.units, "window": self.window}

@@ -156,6 +156,15 @@ def test_local_attention_looks_at_its_window_alone():
         assert 0 < row.sum() < 1
 
 
+def test_local_attention_counts_far_positions_in_half_precision():
+    layer = LuongAttention("dot", window=2, dtype="mixed_bfloat16")
+    keys = normal(1, 900, FEATURES)
+    weights = values(ops.cast(layer(normal(1, 30, FEATURES), keys)[1], "float32"))[0]
+    for row in weights:
+        places = np.flatnonzero(row)
+        assert 1 <= len(places) <= 5 and places.max() - places.min() < 5
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_batches_may_differ_in_length(name):
     query, keys = keras.Input((None, FEATURES)), keras.Input((None, FEATURES))
