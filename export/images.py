@@ -13,6 +13,8 @@ from tiffin.export.errors import InputError
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 )
+# Theirs alone, whatever the name says: PIL would hand PostScript over to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 # Grey level around a picture that does not fill a network's input, of Darknet's successors.
 FRAME = 114
@@ -74,7 +76,7 @@ def _opened(path: Path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 yield image
     except FileNotFoundError as error:
         raise InputError(f"There is no image at {path}.") from error
