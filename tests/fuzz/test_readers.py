@@ -122,6 +122,10 @@ FOUND = {
     "transparency for more than the palette": (
         *("image", "palette.png", None, _with_chunk(b"tRNS" + bytes(302)), "damaged"),
     ),
+    "PostScript, which PIL gives to Ghostscript": (
+        *("image", "a.jpg", None, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        "no image in any known format",
+    ),
     "no graph": ("tflite_file", "plain.tflite", None, EMPTY, "holds no graph"),
     "tokens of another model": (
         *("vocabulary", "words/vocabulary.json", b', "b", "c", ".", "\\n"', b"", "not among the 5"),
