@@ -43,7 +43,7 @@ def tiffin(built, tmp_path_factory):
         done = subprocess.run(
             [str(word) for word in words], cwd=home, env=given, capture_output=True, text=True
         )
-        return done.returncode, done.stdout + done.stderr
+        return done.returncode, done.stdout, done.stderr
 
     run.home = home
     return run
@@ -52,26 +52,29 @@ def tiffin(built, tmp_path_factory):
 @pytest.mark.full
 def test_an_installed_wheel_does_all_of_it_without_the_extras(tiffin):
     def works(*words):
-        status, said = tiffin(*words)
-        assert status == 0, said
+        status, said, complaints = tiffin(*words)
+        assert status == 0, complaints
         return said
 
-    where = works("python", "-c", "from tiffin.layers import PReLU; print(PReLU.__module__)")
-    assert where.strip().splitlines()[-1].startswith("tiffin.layers")
-    assert str(tiffin.home.parent) in works("python", "-c", "import tiffin.export as e; print(e)")
+    code = "import tiffin.layers, tiffin.export as e; print(tiffin.layers.__file__, e.__file__)"
+    assert works("python", "-c", code).count("/environment0/lib/") == 2
     assert "resnet50" in works("tiffin", "list")
     assert "parameters" in works("tiffin", "summary", "resnet20")
     train = ("--alpha", "0.35", "--epochs", "1", "--output", "run", "--export")
     assert "All 6 files verified" in works("tiffin", "train", "mobilenet_v2", *train)
     export = tiffin.home / "run/export"
     picture = sorted(export.rglob("*.png"))[0]
-    for model in ("run/model.keras", *sorted(export.glob("*.onnx")), *export.glob("*.tflite")):
-        assert works("tiffin", "predict", model, picture)
+    for model in (
+        "model.keras",
+        "export/mobilenet_v2_int8.onnx",
+        "export/mobilenet_v2_fp16.tflite",
+    ):
+        assert "%" in works("tiffin", "predict", f"run/{model}", picture)
     works("tiffin", "page", export, "page")
     assert (tiffin.home / "page/index.html").exists()
     works("tiffin", "export", "run/model.keras", "again", "--precisions", "fp32")
-    works("tiffin", "copy", "resnet20", "mine.py")
+    works("tiffin", "copy", "lenet5", "mine.py")
     works("python", "mine.py", "--epochs", "1", "--output", "own")
     works("tiffin", "study", "divergence", "--output", "study")
-    status, said = tiffin("tiffin", "train", "ssd")
+    status, _, said = tiffin("tiffin", "train", "ssd")
     assert status == 2 and said.endswith('needs pycocotools: pip install "tiffin[detection]"\n')
