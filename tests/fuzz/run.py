@@ -5,7 +5,7 @@
 
 The rounds run in a process of their own: where machine code crashes, hangs or fills the memory,
 that is seen, its file is kept, and another process goes on. What leads to an answer of a new kind
-is spoiled further.
+is spoiled further. Linux alone tells a process' memory like this.
 """
 
 import argparse
@@ -102,6 +102,7 @@ def work(name: str, seconds: float, seed: int, kept: Path) -> None:
     faulthandler.register(signal.SIGPROF, trace, chain=True)
     chance = random.Random(seed)
     now, known = kept / "now", {path.read_text() for path in kept.glob("*.way")}
+    # In memory: a round is over in a thousandth of a second.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
         folder = readers.Folder(readers.TARGETS[name], Path(place))
         stock = [(i, content) for i, (_, _, content) in enumerate(folder.files)]
@@ -172,11 +173,12 @@ def lead(target: str, minutes: float, seed: int, kept: Path) -> None:
             status = subprocess.run(command, stderr=said, check=False).returncode
             said.seek(0)
             text = said.read()
-        done = (
-            json.loads((kept / "count").read_text()) if (kept / "count").exists() else [0, 0, 0, 1]
-        )
+        if (kept / "count").exists():
+            done = json.loads((kept / "count").read_text())
+            (kept / "count").unlink()
+        else:
+            done = [0, 0, 0, SECONDS]
         counts = [a + b for a, b in zip(counts, done)]
-        (kept / "count").unlink(missing_ok=True)
         seed += 1
         if status > 0:
             sys.exit(text)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import struct
+import sys
 import zlib
 
 import hypothesis
@@ -13,6 +14,7 @@ import readers
 from hypothesis import strategies
 from spoil import spoil
 
+from tiffin.export import cli
 from tiffin.export.errors import InputError
 
 SETTINGS = {"deadline": None, "suppress_health_check": [*hypothesis.HealthCheck]}
@@ -157,3 +159,23 @@ def test_what_was_found_is_read_or_refused(folders, name):
     said = pytest.raises(InputError, match=refused) if refused else contextlib.nullcontext()
     with said:
         folder.read(index, content.replace(old, new))
+
+
+def test_names_with_numbers_of_many_digits_are_sorted_and_matched(tmp_path):
+    from safetensors.numpy import save_file
+
+    from tiffin.recipes.engine import weights
+
+    names = [f"a{'9' * 5000}", f"a1{'0' * 5000}", "a10", "a9"]
+    save_file({f"{name}.weight": np.ones(3, "f4") for name in names}, tmp_path / "a.safetensors")
+    rules = weights.Collection(names=((r"a(\d+)", "b{1+1}"),))
+    read = weights.read(tmp_path / "a.safetensors", {"theirs": rules})
+    assert [*read.tensors.layers] == ["a9", "a10", *names[:2]]
+    assert weights.named(read)["a9"] == "a9"  # these are no rules for such names
+
+
+def test_a_command_prints_what_no_encoding_has(monkeypatch):
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", said)
+    assert cli.run(lambda: print("\ud800")) == 0
+    assert said.buffer.getvalue() == b"\\ud800\n"
