@@ -67,17 +67,21 @@ def read_bytes(path: Path) -> bytes:
     """Return a file's content, unpacked if its name ends in .gz.
 
     Raises:
-        InputError: it cannot be read, is damaged, or holds over a gigabyte.
+        InputError: it cannot be read, is damaged, holds over a gigabyte, or unfolds to over a
+            hundred times its size and a megabyte.
     """
+    packed, most = path.suffix == ".gz", _MOST_BYTES
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        if packed:
+            # No text is that uniform: such a file was made to fill the memory.
+            most = min(most, 100 * path.stat().st_size + 1_000_000)
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            content = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}): copy or download it again.") from error
-    if len(content) > _MOST_BYTES:
-        raise InputError(
-            f"{path} holds over {_MOST_BYTES:,} bytes, more than is kept in memory here: cut it."
-        )
+    if len(content) > most:
+        why = "is kept in memory here" if most == _MOST_BYTES else "texts of its size unfold to"
+        raise InputError(f"{path} holds over {most:,} bytes, more than {why}: cut it.")
     return content
 
 
