@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gzip
 import io
 import struct
 import sys
@@ -172,6 +173,15 @@ def test_names_with_numbers_of_many_digits_are_sorted_and_matched(tmp_path):
     read = weights.read(tmp_path / "a.safetensors", {"theirs": rules})
     assert [*read.tensors.layers] == ["a9", "a10", *names[:2]]
     assert weights.named(read)["a9"] == "a9"  # these are no rules for such names
+
+
+def test_a_text_that_unfolds_to_no_text_is_refused(tmp_path):
+    from tiffin.recipes.engine.text_data import read_bytes
+
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"ab\n" * 1_000_000))
+    with pytest.raises(InputError, match="texts of its size"):
+        read_bytes(path)
 
 
 def test_a_command_prints_what_no_encoding_has(monkeypatch):
