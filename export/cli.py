@@ -860,13 +860,14 @@ def _image_input(runner: "Runner") -> "Tensor":
     """
     from tiffin.export.proposals import PROPOSALS
 
-    tensor, *others = [t for t in runner.inputs if t.name != PROPOSALS]
-    if others or len(tensor.shape) != 4 or tensor.shape[3] not in (1, 3):
+    taken = [t for t in runner.inputs if t.name != PROPOSALS]
+    if [len(t.shape) for t in taken] != [4] or taken[0].shape[3] not in (1, 3):
         shapes = ", ".join(f"'{t.name}' {list(t.shape)}" for t in runner.inputs)
         raise InputError(
-            f"{runner} does not take one image [batch, height, width, 1 or 3]; it takes {shapes}."
+            f"{runner} does not take one image [batch, height, width, 1 or 3]; it takes "
+            f"{shapes or 'nothing'}."
         )
-    return tensor
+    return taken[0]
 
 
 def _read_image(path: Path, tensor: "Tensor") -> "np.ndarray":
