@@ -54,6 +54,17 @@ def _with_chunk(chunk: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def _constant() -> bytes:
+    """Return an ONNX model that takes nothing."""
+    import onnx
+
+    node = onnx.helper.make_node("Constant", [], ["y"], value_floats=[1.0])
+    output = onnx.helper.make_tensor_value_info("y", 1, [1])
+    graph = onnx.helper.make_graph([node], "graph", [], [output])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
 def _saved(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
@@ -130,6 +141,7 @@ FOUND = {
         "no image in any known format",
     ),
     "no graph": ("tflite_file", "plain.tflite", None, EMPTY, "holds no graph"),
+    "no input": ("onnx_file", "a.onnx", None, _constant(), "takes nothing"),
     "tokens of another model": (
         *("vocabulary", "words/vocabulary.json", b', "b", "c", ".", "\\n"', b"", "not among the 5"),
     ),
