@@ -47,7 +47,7 @@ def find(runner: Runner, image: np.ndarray, least_score: float) -> list[Detectio
         least_score: detections below are left out.
 
     Raises:
-        InputError: the model's input has no fixed size.
+        InputError: the model's input has no fixed size, or what it returns are no detections.
     """
     from PIL import Image
 
@@ -56,17 +56,25 @@ def find(runner: Runner, image: np.ndarray, least_score: float) -> list[Detectio
         raise InputError(f"{runner} takes pictures of any size or in grey: it is no such detector.")
     pixels, frame = framed(Image.fromarray(image), tensor.shape[1:3])
     outputs = runner(given(runner.inputs, pixels[None].astype(tensor.dtype)))
-    count = int(outputs["count"][0])
-    boxes = outputs["boxes"][0, :count]
-    if outputs["classes"].dtype.kind == "f":  # of TFLite's kind, whose boxes are relative
-        boxes = boxes * np.tile(tensor.shape[1:3], 2)
-    boxes = frame.back(boxes)
-    found = zip(boxes, outputs["scores"][0, :count], outputs["classes"][0, :count], strict=True)
-    return [
-        Detection(tuple(map(float, box)), float(score), int(kind))
-        for box, score, kind in found
-        if score >= least_score
-    ]
+    try:
+        count = int(outputs["count"][0])
+        boxes = outputs["boxes"][0, :count]
+        if outputs["classes"].dtype.kind == "f":  # of TFLite's kind, whose boxes are relative
+            boxes = boxes * np.tile(tensor.shape[1:3], 2)
+        boxes = frame.back(boxes)
+        if not (boxes[:, 2:] >= boxes[:, :2]).all():
+            raise ValueError("a box ends before it begins, or is no number")
+        found = zip(boxes, outputs["scores"][0, :count], outputs["classes"][0, :count], strict=True)
+        return [
+            Detection(tuple(map(float, box)), float(score), int(kind))
+            for box, score, kind in found
+            if score >= least_score
+        ]
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{runner} returns no detections ({error}): the file is damaged. Copy or export it "
+            "again."
+        ) from error
 
 
 def drawn(
@@ -118,7 +126,7 @@ def name(one: Detection, labels: Sequence[str] | None) -> str:
     Raises:
         InputError: there are fewer labels than classes.
     """
-    if labels and one.kind >= len(labels):
+    if labels and not 0 <= one.kind < len(labels):
         raise InputError(
             f"The model found class {one.kind}, but there are {len(labels)} labels: put the "
             "labels.txt that belongs to it beside it."
