@@ -452,6 +452,20 @@ def _classifier(path: Path, **properties) -> None:
     )
 
 
+def _detector(path: Path, **properties) -> None:
+    """Write a model that finds the same two things in every picture."""
+    found = {
+        "boxes": np.array([[[1, 1, 4, 5], [2, 2, 8, 8]]], "f4"),
+        "scores": np.array([[0.9, 0.5]], "f4"),
+        "classes": np.array([[2, 0]], "i4"),
+        "count": np.array([2], "i4"),
+    }
+    nodes = [("Identity", [f"kept_{name}"], [name], {}) for name in found]
+    outputs = {name: (6 if a.dtype.kind == "i" else 1, [*a.shape]) for name, a in found.items()}
+    held = {f"kept_{name}": array for name, array in found.items()}
+    _onnx({"image": (2, [1, 8, 8, 3])}, outputs, nodes, held, path, **properties)
+
+
 _TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "a", "b", "c", ".", "\n"]
 
 
@@ -589,9 +603,11 @@ def vocabulary(folder: Path, path: Path) -> None:
 
 
 def _write_onnx(folder: Path) -> dict[str, str]:
-    _classifier(folder / "a.onnx", labels=json.dumps(["red", "grün", "blue"]), name="a")
+    labels = json.dumps(["red", "grün", "blue"])
+    _classifier(folder / "a.onnx", labels=labels, name="a")
+    _detector(folder / "b.onnx", labels=labels)
     _picture(folder / "a.png")
-    return {"a.onnx": "bytes"}
+    return {"a.onnx": "bytes", "b.onnx": "bytes"}
 
 
 def _predict(folder: Path, path: Path) -> None:
@@ -600,7 +616,7 @@ def _predict(folder: Path, path: Path) -> None:
     cli.Predict(path, (folder / "a.png",), output=folder / "drawn").run()
 
 
-@_target(_write_onnx, native=True)
+@_target(_write_onnx, native=True, writes=True)
 def onnx_file(folder: Path, path: Path) -> None:
     _predict(folder, path)
 
@@ -640,7 +656,7 @@ def _write_tflite(folder: Path) -> dict[str, str]:
     return {"a.tflite": "bytes", "plain.tflite": "bytes"}
 
 
-@_target(_write_tflite, native=True)
+@_target(_write_tflite, native=True, writes=True)
 def tflite_file(folder: Path, path: Path) -> None:
     _predict(folder, path)
 

@@ -142,6 +142,24 @@ FOUND = {
     ),
     "no graph": ("tflite_file", "plain.tflite", None, EMPTY, "holds no graph"),
     "no input": ("onnx_file", "a.onnx", None, _constant(), "takes nothing"),
+    "a box that ends before it begins": (
+        *(
+            "onnx_file",
+            "b.onnx",
+            np.float32(8).tobytes(),
+            np.float32(-8).tobytes(),
+            "no detections",
+        ),
+    ),
+    "a class below the first": (
+        *(
+            "onnx_file",
+            "b.onnx",
+            np.int32([2, 0]).tobytes(),
+            np.int32([-4, 0]).tobytes(),
+            "class -4",
+        ),
+    ),
     "tokens of another model": (
         *("vocabulary", "words/vocabulary.json", b', "b", "c", ".", "\\n"', b"", "not among the 5"),
     ),
