@@ -98,7 +98,7 @@ class Export:
         from tiffin.export import detections, documents, proposals, runtime, text
 
         with runtime.quiet():
-            from tiffin.export import stage
+            from tiffin.export import metadata, stage
         vocabularies = text.beside(path)
         model = runtime.read_keras(path)
         given = {"formats": self.formats, "precisions": self.precisions, "name": self.name}
@@ -109,6 +109,8 @@ class Export:
             manifest = self._translator(model, vocabularies, given)
         else:
             labels = read_label_file(self.labels) if self.labels else find_labels(path)
+            if labels and not self.labels:
+                print(f"Labels: {path.parent / metadata.LABELS_FILE}")
             model = self._shaped(model)
             runner = runtime.of_model(model)
             if vocabularies:

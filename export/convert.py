@@ -75,7 +75,7 @@ class Interface:
     Raises:
         InputError: a subclassed model, one with an open axis besides the batch, or one that has
             more outputs than those of the suppression that it leaves to the runtime; a
-            normalization for another number of channels.
+            normalization without a picture, or for another number of channels.
     """
 
     def __init__(self, model, input_dtype="uint8", normalization=None, logits=False):
@@ -131,6 +131,11 @@ class Interface:
             mean, std = (np.asarray(value, np.float32) for value in normalization)
             if not np.all(std > 0):
                 raise InputError(f"The std of normalization is {std}: it must be above zero.")
+            if not any(port.image for port in self.inputs):
+                raise InputError(
+                    "normalization is for pixels, and no input of this model is a picture "
+                    "[height, width, 1 or 3]: leave it out."
+                )
             for port in self.inputs:
                 if port.image and {mean.size, std.size} - {1, port.shape[-1]}:
                     raise InputError(

@@ -147,6 +147,7 @@ def test_export_a_run_folder_with_labelled_pictures(exported, pictures, colours,
     status, out, err = here(capsys, "export", run, tmp_path / "phone", *words, "--name", "c")
     assert status == 0, err
     assert "Keras itself: accuracy 100.00%" in out
+    assert f"Labels: {run / 'labels.txt'}" in out
     names = {p.name for p in (tmp_path / "phone").iterdir()}
     assert {"c_fp32.onnx", "c_int8.onnx", "labels.txt", "manifest.json", "README.md"} <= names
     assert "broken.jpg" in err

@@ -287,6 +287,8 @@ def test_interface_refuses_what_cannot_be_exported():
         Interface(image_model(), normalization=(0, 0))
     with pytest.raises(InputError, match=r"1 means and 2 deviations.*'image' 3 channels"):
         Interface(image_model(), normalization=(0, (1, 2)))
+    with pytest.raises(InputError, match="no input of this model is a picture"):
+        Interface(keras.Sequential([keras.Input((8,)), layers.Dense(1)]), normalization=(0, 1))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8_dynamic"])
