@@ -113,7 +113,7 @@ def work(name: str, seconds: float, seed: int, kept: Path) -> None:
         # Rounds; good reads; files kept for being answered in a new way; the ways.
         count, good, ways = 0, 0, set()
         start = time.monotonic()
-        while (spent := time.monotonic() - start) < seconds:
+        while time.monotonic() - start < seconds:
             fresh = chance.random() < 0.4
             i, content = chance.choice(stock[: len(folder.files)] if fresh else stock)
             content = spoil(content, folder.files[i][1], chance)
@@ -128,7 +128,8 @@ def work(name: str, seconds: float, seed: int, kept: Path) -> None:
             elif kind != "wrong" and (i, way) not in ways and len(content) < _MOST:
                 ways.add((i, way))
                 stock.append((i, content))
-            if count % 20 == 0:
+            if count % 20 == 0 or time.monotonic() - start >= seconds:
+                spent = time.monotonic() - start
                 (kept / "count").write_text(json.dumps([count, good, len(ways), spent]))
 
 
