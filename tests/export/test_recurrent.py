@@ -80,7 +80,10 @@ def test_what_has_no_step_is_told():
             step_model(keras.Model(x, y))
 
 
-@pytest.mark.parametrize("name", ["gru", "stacked", "peephole"])
+@pytest.mark.parametrize(
+    "name",
+    ["stacked", *(pytest.param(name, marks=pytest.mark.full) for name in ("gru", "peephole"))],
+)
 def test_step_functions_leave_and_go_on_as_keras_does(name, tmp_path):
     model = language_model(RNNS[name]())
     tokens, said = sentences(12, 30), []
@@ -134,7 +137,7 @@ def test_a_file_that_forgets_is_not_handed_out(tmp_path, monkeypatch):
     assert not [*tmp_path.glob("*.onnx")]
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bidirectional", [pytest.param(False, marks=pytest.mark.full), True])
 def test_whole_sequences_are_onnx_own_lstm(bidirectional, tmp_path):
     for rnn in (Recurrent(LSTMCell(UNITS), return_sequences=True), layers.LSTM(4)):
         tokens = keras.Input((None,), dtype="int32")
@@ -147,7 +150,9 @@ def test_whole_sequences_are_onnx_own_lstm(bidirectional, tmp_path):
         assert "Loop" not in kinds and "LSTM" in kinds
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "peephole"])
+@pytest.mark.parametrize(
+    "name", ["peephole", *(pytest.param(name, marks=pytest.mark.full) for name in ("lstm", "gru"))]
+)
 def test_loops_leave_in_dynamic_int8(name, tmp_path):
     model, tokens = with_length(language_model(RNNS[name]()), STEPS), sentences()
     options = {"precisions": ("int8_dynamic",), "calibration": tokens, "say": lambda line: None}

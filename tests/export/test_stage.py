@@ -266,7 +266,8 @@ def test_pictures_may_be_rounded_the_other_way_and_no_further():
     assert "levels_of_pictures" not in verify.bound("fp32", 0.01, evaluated=False)
 
 
-@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_export_under_tensorflow(backend, tmp_path):
     """The model lives on another backend; messages, files and errors come back to it."""
     pytest.importorskip(backend)

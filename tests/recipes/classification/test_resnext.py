@@ -51,7 +51,7 @@ def test_pytorchcv(name, size, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "cardinality"), [("resnext29_8x64d", 8), *parity.full(("resnext29_16x64d", 16))]
+    ("name", "cardinality"), parity.full(("resnext29_8x64d", 8), ("resnext29_16x64d", 16))
 )
 def test_pytorchcvs_cifar_form(name, cardinality, tmp_path):
     parity.torchvision_models()

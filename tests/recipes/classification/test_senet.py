@@ -118,6 +118,7 @@ def test_timm(modern, size, tmp_path):
     parity.check_weights("se_resnet50", Legacy(modern), path, size, settled=True, **options)
 
 
+@pytest.mark.full
 def test_senet154s_departures():
     model = recipes.build("senet154", (32, 32, 3), include_top=False)
     kernels = {

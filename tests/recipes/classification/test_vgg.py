@@ -88,7 +88,9 @@ def test_torchvision_at_full_size(name, tmp_path):
     parity.check_weights(name, theirs, tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize(("theirs", "use_bias"), [("bn_vgg11", False), ("bn_vgg11b", True)])
+@pytest.mark.parametrize(
+    ("theirs", "use_bias"), [("bn_vgg11b", True), *parity.full(("bn_vgg11", False))]
+)
 def test_pytorchcv(theirs, use_bias, tmp_path):
     model = parity.pytorchcv(theirs)
     model.output.fc1.fc = torch.nn.Linear(2 * 2 * 512, 4096)
@@ -117,7 +119,7 @@ def test_pytorchcv_at_full_size(name, theirs, use_bias, tmp_path):
         ("timm", ("pre_logits.fc1", "pre_logits.fc2", "head.fc")),
     ],
 )
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "vgg16_bn"))
 def test_numbered_layers_are_named(name, library, ends):
     """Whatever their order in the file: safetensors sorts names as texts."""
     theirs = [
