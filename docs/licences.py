@@ -39,8 +39,8 @@ GPL, LGPL or AGPL. But some wheels bring libraries of others in binary form:
   that wheel on to others has the LGPL to keep. It is for videos and for selective search.
 - numpy, scipy, scikit-learn, sentencepiece and opencv-contrib-python-headless: libgfortran, libgomp
   or libquadmath of GCC, under GPL-3 with GCC's runtime exception, or LGPL-2.1 (libquadmath).
-- tensorflow: among its notices is the GPL-2 of ducc. Of ducc it is built with the Fourier transform,
-  whose sources offer BSD-3-Clause in its place.
+- tensorflow: among its notices is the GPL-2 of ducc. What it is built with of ducc is the Fourier
+  transform, whose sources offer BSD-3-Clause in its place.
 
 An app that runs exported files needs none of this, but onnxruntime (MIT) or LiteRT (Apache-2.0)
 alone. torch (BSD-3-Clause) is not in `tiffin[all]`: its wheels for NVIDIA's GPUs bring NVIDIA's
