@@ -12,6 +12,7 @@ import argparse
 import faulthandler
 import hashlib
 import json
+import os
 import random
 import re
 import resource
@@ -102,8 +103,7 @@ def work(name: str, seconds: float, seed: int, kept: Path) -> None:
     faulthandler.register(signal.SIGPROF, trace, chain=True)
     chance = random.Random(seed)
     now, known = kept / "now", {path.read_text() for path in kept.glob("*.way")}
-    # In memory: a round is over in a thousandth of a second.
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+    with tempfile.TemporaryDirectory() as place:
         folder = readers.Folder(readers.TARGETS[name], Path(place))
         stock = [(i, content) for i, (_, _, content) in enumerate(folder.files)]
         for i, content in [*stock]:  # also what is loaded once only
@@ -170,8 +170,13 @@ def lead(target: str, minutes: float, seed: int, kept: Path) -> None:
     while (left := 60 * minutes - counts[3]) > 1:
         command = [sys.executable, __file__, target, "--found", str(kept.parent)]
         command += ["--seconds", str(left), "--seed", str(seed)]
-        with open(kept / "said", "w+") as said:
-            status = subprocess.run(command, stderr=said, check=False).returncode
+        # In memory, as a round takes a few milliseconds, and here, as a crash leaves its files.
+        with (
+            open(kept / "said", "w+") as said,
+            tempfile.TemporaryDirectory(dir="/dev/shm") as place,
+        ):
+            environment = os.environ | {"TMPDIR": place}
+            status = subprocess.run(command, stderr=said, env=environment, check=False).returncode
             said.seek(0)
             text = said.read()
         if (kept / "count").exists():

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import sys
+import zipfile
 import zlib
 
 import hypothesis
@@ -15,7 +16,7 @@ import readers
 from hypothesis import strategies
 from spoil import spoil
 
-from tiffin.export import cli
+from tiffin.export import cli, metadata
 from tiffin.export.errors import InputError
 
 SETTINGS = {"deadline": None, "suppress_health_check": [*hypothesis.HealthCheck]}
@@ -166,6 +167,9 @@ FOUND = {
     "a configuration of another type": (
         *("run_folder", "config.json", b'"resume": false', b'"resume": "no"', "resume is 'no'"),
     ),
+    "a deep configuration": (
+        *("run_folder", "config.json", b'"digits"', DEEP, "is not the configuration"),
+    ),
     "an input whose name is no text": (
         *("onnx_file", "a.onnx", b"image", b"imag\xff", "cannot be read as an ONNX model"),
     ),
@@ -203,6 +207,14 @@ def test_names_with_numbers_of_many_digits_are_sorted_and_matched(tmp_path):
     read = weights.read(tmp_path / "a.safetensors", {"theirs": rules})
     assert [*read.tensors.layers] == ["a9", "a10", *names[:2]]
     assert weights.named(read)["a9"] == "a9"  # these are no rules for such names
+
+
+def test_labels_that_unfold_are_refused(tmp_path):
+    path = tmp_path / "a.tflite"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.txt", b"a\n" * 6_000_000)
+    with pytest.raises(InputError, match="unfold to over 10,000,000 bytes"):
+        metadata.read_labels(path)
 
 
 def test_a_text_that_unfolds_to_no_text_is_refused(tmp_path):
