@@ -224,6 +224,7 @@ def test_loose_pictures_are_compared_by_their_pixels(photos, tmp_path, monkeypat
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[-1] == 3  # in colour
 
 
+@pytest.mark.full
 def test_the_judge_of_a_folder_sees_pictures_of_the_generators_size(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(generative, "_JUDGE_STEPS", 1)
     monkeypatch.setattr(Config, "least_steps", 1)

@@ -51,7 +51,13 @@ def test_every_study_is_tried_small():
     assert {*SMALL} == {*STUDIES}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+# Their time is TensorFlow's, which makes graphs of their many networks.
+LONG = ("activations", "augmentation", "batch_norm", "optimizers")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.full if x in LONG else ()) for x in STUDIES]
+)
 def test_a_study_leaves_a_table_a_figure_and_its_claims(name, tmp_path, capsys, monkeypatch):
     entry = STUDIES[name]
     assert entry.path.read_text().count("\n") < 150
