@@ -209,10 +209,12 @@ def report(lines: list[dict], command: str) -> str:
     header = ["variant", "input", "parameters", "file", "MB", "max difference", "mean difference"]
     header += ["same answer as Keras", "ms on one thread", "verified"]
     body = [row for line in lines for row in rows(line)]
+    tried, total = {line["recipe"] for line in lines}, len(registry.recipes())
+    extent = "" if len(tried) == total else f"So far {len(tried)} of {total} recipes. "
     parts = [
         "## One export of every recipe",
         f"```bash\n{command}\n```",
-        "Each file was run in onnxruntime or LiteRT on held-out examples and held against Keras. "
+        f"{extent}Each file was run in onnxruntime or LiteRT on held-out examples and held against Keras. "
         "The networks are trained, but briefly, so that their answers are no coin tosses; how long "
         "stands below the table. Differences are of probabilities, embeddings, logits or grey "
         "levels, the largest and the mean one over all examples. A translator leaves as two files.",
@@ -239,7 +241,7 @@ def report(lines: list[dict], command: str) -> str:
     if floats:
         parts.append(f"With layers left in float32, and how many: {', '.join(floats)}.")
     learnt = [
-        [line["variant"], line.get("trained", "-"), quality(line), f"{line.get('seconds', 0)}"]
+        [line["variant"], line.get("trained", "-"), quality(line), line.get("seconds", "-")]
         for line in lines
     ]
     parts.append(
@@ -251,11 +253,10 @@ def report(lines: list[dict], command: str) -> str:
             f"too: at the end of each export {min(loads):.0f} to {max(loads):.0f} processes wanted "
             "to run. They tell files apart by their size, not by a few per cent."
         )
-    tried = {line["recipe"] for line in lines}
     if left := [name for name in registry.recipes() if name not in tried]:
         parts.append(f"Left out are {len(left)} recipes: {', '.join(left)}.")
     parts.append(
-        f"{len(tried)} of {len(registry.recipes())} recipes, {len(lines)} of "
+        f"{len(tried)} of {total} recipes, {len(lines)} of "
         f"{len(registry.names())} variants, {len(files) + len(failures)} files: {verified} "
         f"verified, {len(failures)} refused."
     )
