@@ -214,7 +214,8 @@ def report(lines: list[dict], command: str) -> str:
     parts = [
         "## One export of every recipe",
         f"```bash\n{command}\n```",
-        f"{extent}Each file was run in onnxruntime or LiteRT on held-out examples and held against Keras. "
+        f"{extent}Each file was run in onnxruntime or LiteRT on held-out examples and held against "
+        "Keras. "
         "The networks are trained, but briefly, so that their answers are no coin tosses; how long "
         "stands below the table. Differences are of probabilities, embeddings, logits or grey "
         "levels, the largest and the mean one over all examples. A translator leaves as two files.",
