@@ -115,7 +115,7 @@ SLIM = ("vgg", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inc
 SLIM += ("resnext", "am_softmax", "arcface")
 # The paper's own network for pictures of 32 pixels; a fresh one of 50 layers is noise in int8.
 FOR_32 = {"resnext": "resnext29_8x64d"}
-LARGE = ("inception_v4", "inception_resnet_v2")  # in the full tests even so
+LARGE = ("inception_v3", "inception_v4", "inception_resnet_v2")  # in the full tests even so
 
 
 def small(entry) -> Recipe:

@@ -297,7 +297,8 @@ def test_gradient_descent_takes_one_step_with_the_whole_training_set():
     np.testing.assert_allclose(model.get_weights()[1], bias, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_train_resume_and_export(backend, tmp_path):
     process = start(
         tmp_path / "run", "--export", "--precisions", "fp32", "--ema", "0.9", "--epochs", "2",
@@ -363,6 +364,7 @@ def test_further_heads_count_in_training_alone():
     assert model.test_on_batch(images, labels)[0] == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.full
 def test_further_heads_stay_behind(tmp_path):
     config = {"output": tmp_path / "run", "auxiliary": True, "epochs": 2}
     tiny_recipe.Config(**config).run()
