@@ -16,7 +16,9 @@ SCRIPT = Path(__file__).parent / "tiny_recipe.py"
 
 def run(output: Path, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, SCRIPT, "--width", "64", "--epochs", "2", "--output", output]
-    return subprocess.run(command, capture_output=True, text=True, **options)
+    # What counts coverage would meet the limit first.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    return subprocess.run(command, capture_output=True, text=True, env=env, **options)
 
 
 def leftovers(folder: Path) -> list[Path]:
