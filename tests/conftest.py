@@ -21,7 +21,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--brief",
         action="store_true",
-        help="run the first case of each test alone, and two examples of each property",
+        help="run the first case of each test that is not slow, and two examples of each property",
     )
 
 
@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(config, items):
         return
     first = {}
     for item in items:
-        first.setdefault((item.path, item.originalname), item)
+        if not any(map(item.get_closest_marker, ("full", "slow"))):
+            first.setdefault((item.path, item.originalname), item)
     kept = [*first.values()]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept

@@ -297,7 +297,9 @@ def operators(path):
     return [(code.customCode or b"").decode() for code in codes]
 
 
-@pytest.mark.parametrize("own, relative", [(False, False), (True, True)])
+@pytest.mark.parametrize(
+    "own, relative", [pytest.param(False, False, marks=pytest.mark.full), (True, True)]
+)
 def test_runtimes_suppress_by_their_own_operators(own, relative, tmp_path):
     model = left_to_runtime(own, relative)
     images, boxes, classes = pictures(40)

@@ -150,9 +150,8 @@ def test_whole_sequences_are_onnx_own_lstm(bidirectional, tmp_path):
         assert "Loop" not in kinds and "LSTM" in kinds
 
 
-@pytest.mark.parametrize(
-    "name", ["peephole", *(pytest.param(name, marks=pytest.mark.full) for name in ("lstm", "gru"))]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["peephole", "lstm", "gru"])
 def test_loops_leave_in_dynamic_int8(name, tmp_path):
     model, tokens = with_length(language_model(RNNS[name]()), STEPS), sentences()
     options = {"precisions": ("int8_dynamic",), "calibration": tokens, "say": lambda line: None}
@@ -215,6 +214,7 @@ def test_examples_may_say_what_a_step_function_begins_with(tmp_path):
         tiffin.export.export(step, tmp_path, calibration=given | {state: begin[:1]})
 
 
+@pytest.mark.full
 def test_what_int8_costs_is_told_of_a_network_whose_state_leaves_and_is_read(tmp_path):
     step = step_model(language_model(RNNS["peephole"]()))
     options = {"precisions": ("int8",), "calibration": sentences(), "explain": True}

@@ -8,6 +8,7 @@ from keras import ops
 
 # Programs of JAX that are compiled in less time, as each of them runs a few times only.
 FAST_XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FAST_XLA += " --xla_cpu_use_fusion_emitters=false"
 RANDOM = np.random.default_rng(3)
 
 

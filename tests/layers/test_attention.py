@@ -106,6 +106,7 @@ def test_weights_are_shares_of_what_is_no_padding(name, lengths, data):
     assert (weights >= 0).all() and not weights[~np.repeat(mask[:, None], 2, 1)].any()
 
 
+@pytest.mark.slow
 @examples(25)
 @given(st.sampled_from([*KINDS]), st.integers(1, 6), st.integers(1, 5))
 def test_padding_never_changes_a_context(name, length, padding):

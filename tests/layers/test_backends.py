@@ -36,7 +36,7 @@ def test_layers_on(backend):
 @pytest.mark.full
 @pytest.mark.parametrize("backend", sorted(OTHERS))
 def test_all_cases_on(backend):
-    run(KERAS_BACKEND=backend)
+    run("-m", "full or not full", KERAS_BACKEND=backend)
 
 
 def test_grouped_convolution_where_processors_lack_avx512():

@@ -41,6 +41,7 @@ def one_by_one(layer: Decoder, inputs: list, own: bool) -> np.ndarray:
     return np.stack([values(y) for y in result], 1)
 
 
+@pytest.mark.slow
 def test_right_words_are_handed_on_step_by_step():
     layer, inputs = make(), given()
     logits = values(layer(inputs))
@@ -60,6 +61,7 @@ def test_a_mixed_decoder_learns_from_its_own_words_or_from_the_right_ones(truth)
     assert truth == 1 or np.abs(expected - taught).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_share_of_the_words_is_its_own():
     layer, inputs = make(mixed=True, seed=1), given()
     layer(inputs)
@@ -82,6 +84,7 @@ def test_dropout_takes_half_in_training_alone():
     np.testing.assert_allclose(values(layer(inputs)), one_by_one(layer, inputs, False), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_what_follows():
     layer, inputs = make(mixed=True, seed=1), given()
     sources = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]

@@ -61,6 +61,9 @@ BLOCKS = {
     )["stride_2"],
     "identity_shortcut": lambda x: layers.basic_block(x, 12, 2, name="b", shortcut="identity"),
 }
+# Of operations that others here have, too.
+FURTHER = ("inception_average", "inception_reduction", "factorized_inception_mean", "shuffle")
+FURTHER += ("factorized_inception_zeros", "identity_shortcut", "unit_length", "darknet", "fire")
 # What the same block costs at least; a stray Transpose, Mul or Pad would come on top.
 ONNX_OPERATIONS = {
     "batch_normalization": {"Conv"},
@@ -93,7 +96,9 @@ def model_of(block):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="converters read TensorFlow")
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    "block", [pytest.param(x, marks=pytest.mark.full if x in FURTHER else ()) for x in BLOCKS]
+)
 def test_layers_leave(block, tmp_path):
     import onnx
 

@@ -413,6 +413,7 @@ PAIRWISE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRWISE)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_pair_losses_are_finite_on_degenerate_batches(name, dtype):

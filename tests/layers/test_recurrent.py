@@ -248,7 +248,10 @@ def test_a_stateful_network_trains_and_carries_its_states():
     assert all(np.abs(values(state)).max() > 0.01 for state in layer.states)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=() if x == "peephole_lstm_norm" else pytest.mark.full) for x in KINDS],
+)
 def test_cells_are_saved_and_loaded_in_both_directions(name, tmp_path):
     cell, options = KINDS[name]
     inputs = keras.Input((STEPS, FEATURES))

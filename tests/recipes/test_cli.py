@@ -157,6 +157,7 @@ def test_summary_takes_the_builders_options(capsys):
         Summary("no.keras").run()
 
 
+@pytest.mark.full
 def test_a_copied_recipe_is_ones_own(tmp_path):
     code, out, _ = tiffin("copy", "resnet20", "deep/my_net.py", cwd=tmp_path)
     assert code == 0 and "python deep/my_net.py --model resnet20" in out

@@ -115,7 +115,9 @@ SLIM = ("vgg", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inc
 SLIM += ("resnext", "am_softmax", "arcface")
 # The paper's own network for pictures of 32 pixels; a fresh one of 50 layers is noise in int8.
 FOR_32 = {"resnext": "resnext29_8x64d"}
-LARGE = ("inception_v3", "inception_v4", "inception_resnet_v2")  # in the full tests even so
+# In two files, and one of each task in six, by default; the full tests have all families in six.
+TWO = ("resnet", "shufflenet", "faster_rcnn", "yolo")
+SIX = ("mobilenet_v2", "ssd", "am_softmax")
 
 
 def small(entry) -> Recipe:
@@ -127,21 +129,10 @@ def small(entry) -> Recipe:
     return config
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        pytest.param(entry, marks=pytest.mark.full if name in LARGE else ())
-        for name, entry in PICTURES.items()
-    ],
-    ids=PICTURES,
-)
-def test_family_from_build_to_files(entry, tmp_path):
+@pytest.mark.parametrize("name", TWO)
+def test_family_from_build_to_files(name, tmp_path):
     # resnet stands for all here; the full tests load every variant in a process of its own.
-    train_save_load_export(small(entry), 32, tmp_path, 8, ("fp32",), entry.name == "resnet")
-
-
-# Of each task one; the others are in the full tests.
-SIX = ("mobilenet_v2", "ssd", "am_softmax")
+    train_save_load_export(small(PICTURES[name]), 32, tmp_path, 8, ("fp32",), name == "resnet")
 
 
 @pytest.mark.parametrize(

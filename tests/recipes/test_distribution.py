@@ -28,8 +28,7 @@ from tiffin.recipes.engine.pair_data import load_pairs
 from tiffin.recipes.engine.text_data import load_text
 
 SCRIPT = Path(split_training.__file__)
-KINDS = ("resnet20", "char_rnn")  # the other kinds train in the full tests
-OTHERS = ("center_loss", "ssd", "seq2seq", "gan")
+KINDS = ("resnet20", "center_loss", "ssd", "char_rnn", "seq2seq", "gan")
 
 
 def start(folder: Path, *words, devices: int = 1) -> subprocess.Popen:
@@ -105,24 +104,19 @@ def compare(folders: dict[str, Path], kind: str) -> None:
         np.testing.assert_allclose(other["weights"], alone["weights"], rtol=1e-5, atol=1e-5)
 
 
-def test_losses_and_weights_are_those_of_one_process(trained):
-    folders = trained(KINDS)
-    for kind in KINDS:
+@pytest.mark.parametrize("kinds", [("char_rnn",), pytest.param(KINDS, marks=pytest.mark.full)])
+def test_losses_and_weights_are_those_of_one_process(trained, kinds):
+    folders = trained(kinds)
+    for kind in kinds:
         compare(folders, kind)
     # The process that does not lead leaves nothing, the other one all of a run.
     for folder in (folders["one"], folders["processes"]):
-        left = {path.name for path in (folder / "resnet20").iterdir()}
+        left = {path.name for path in (folder / kinds[0]).iterdir()}
         assert {"model.keras", "last.weights.h5", "history.csv", "logs"} <= left
 
 
 @pytest.mark.full
-def test_all_other_kinds_train_in_several_places_too(trained):
-    folders = trained(OTHERS)
-    for kind in OTHERS:
-        compare(folders, kind)
-
-
-@pytest.mark.parametrize(("victim", "again"), [(1, 1), pytest.param(0, 2, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("victim", "again"), [(1, 1), (0, 2)])
 def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(victim, again, tmp_path):
     split_training.texts(tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -147,7 +141,8 @@ def test_a_process_that_dies_ends_the_others_and_any_number_goes_on(victim, agai
     np.testing.assert_allclose(found["losses"], expected["losses"][half:], rtol=1e-5)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(1, marks=pytest.mark.full), 0])
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_hangs_is_named(victim, tmp_path):
     split_training.texts(tmp_path)
     words = ["char_rnn", "--patience", 8, "--freeze"]
@@ -163,6 +158,7 @@ def test_a_coordinator_that_is_not_there_is_told(tmp_path):
     assert status and "did not get together with the others at 127.0.0.1:1" in said
 
 
+@pytest.mark.full
 def test_a_mistake_of_one_process_is_told_by_all(tmp_path):
     split_training.texts(tmp_path)
     (tmp_path / "other").mkdir()

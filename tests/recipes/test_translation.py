@@ -269,6 +269,7 @@ def test_the_sample_in_the_documents_translates(run):
     assert done.stdout.strip() == "4 2"
 
 
+@pytest.mark.full
 def test_a_run_is_exported_by_the_command(run, tmp_path, capsys):
     directory, _ = run
     lines = [f"{NUMBERS[i]} {NUMBERS[j]}\t{i} {j}\n" for i in range(10) for j in range(4)]
@@ -343,6 +344,7 @@ def test_what_translate_lacks_is_told(run, capsys, tmp_path):
         translated(capsys, tmp_path / "other.keras", "one")
 
 
+@pytest.mark.full
 def test_a_decoder_that_learns_from_its_own_words_goes_on_after_its_end(tmp_path):
     source, target = corpus(tmp_path, 300)
     options = {"data": source, "target": target, "tokens": "words", "units": 8, "embedding": 4}

@@ -61,7 +61,7 @@ def test_plain_form_is_the_papers(depth, growth):
 
 
 @pytest.mark.parametrize(
-    ("depth", "growth", "count"), [(40, 12, 599_050), *parity.full((100, 12, 4_068_490))]
+    ("depth", "growth", "count"), parity.full((40, 12, 599_050), (100, 12, 4_068_490))
 )
 def test_pytorchcvs_plain_form_is_reachable(depth, growth, count):
     ours = recipes.build(f"densenet{depth}_k{growth}", (32, 32, 3), 10, compression=0.5)
@@ -133,6 +133,7 @@ def test_densenet121_is_pytorchcvs(tmp_path):
     parity.check_weights("densenet121", parity.pytorchcv("densenet121"), tmp_path / "theirs.pth")
 
 
+@pytest.mark.full
 def test_feature_maps_enter_the_transitions():
     model = recipes.build("densenet121", (64, 64, 3), features=True)
     assert {name: tuple(map_.shape[1:]) for name, map_ in model.output.items()} == {
@@ -152,6 +153,7 @@ def test_feature_maps_enter_the_transitions():
     }
 
 
+@pytest.mark.full
 def test_dropout_follows_every_convolution_but_the_first():
     model = recipes.build("densenet100_k12_bc", (32, 32, 3), 10, drop_rate=0.2, dropout=0.5)
     rates = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
@@ -159,6 +161,7 @@ def test_dropout_follows_every_convolution_but_the_first():
     assert rates == [0.2] * 98 + [0.5]
 
 
+@pytest.mark.full
 def test_small_pictures():
     for name, size, options, left in (
         ("densenet121", 29, {}, 1),
@@ -188,6 +191,7 @@ def test_wrong_options_are_named(name, options, said):
         recipes.build(name, **{"input_shape": (32, 32, 3), **options})
 
 
+@pytest.mark.full
 def test_training_below_64_pixels_keeps_the_stems_size():
     from tiffin.recipes.classification.densenet import Config
 

@@ -62,6 +62,7 @@ def test_torchvisions_auxiliary_heads(size, tmp_path):
         parity.agree(np.asarray(output), wanted[name].numpy())
 
 
+@pytest.mark.full
 def test_torchvisions_heads_are_left_out(tmp_path):
     model = theirs(aux_logits=True)
     parity.check_weights("googlenet_bn", model, tmp_path / "a.pth", 48)
@@ -145,6 +146,7 @@ def test_features():
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "least"), [("googlenet", 31), ("googlenet_bn", 15)])
 def test_the_smallest_picture(name, least):
     model = recipes.build(name, (least, least, 3), 10, alpha=0.25, auxiliary=True)
@@ -158,6 +160,7 @@ def test_the_smallest_picture(name, least):
         recipes.build(name, (64, least - 1, 3))
 
 
+@pytest.mark.full
 def test_small_pictures_keep_the_stems_resolution():
     config = googlenet.Config(model="googlenet_bn", alpha=0.25)
     shapes = {}
@@ -168,6 +171,7 @@ def test_small_pictures_keep_the_stems_resolution():
     assert shapes == {32: 8, 64: 8}
 
 
+@pytest.mark.full
 def test_heads_go_without_the_top_and_the_third_branch_can_be_mended():
     model = recipes.build("googlenet_bn", (32, 32, 3), auxiliary=True, include_top=False)
     assert model.output.shape[-1] == 1024

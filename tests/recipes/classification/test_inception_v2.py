@@ -60,6 +60,7 @@ def test_the_modules_are_the_papers():
     assert depthwise.depth_multiplier == 8 and depthwise.output.shape[1:] == (112, 112, 24)
 
 
+@pytest.mark.full
 def test_features():
     model = recipes.build("inception_v2", (64, 96, 3), features=True)
     assert {name: output.shape[1:] for name, output in model.output.items()} == {
@@ -71,6 +72,7 @@ def test_features():
     }
 
 
+@pytest.mark.full
 def test_the_smallest_picture():
     for least, stride in ((7, 2), (4, 1)):
         options = {"alpha": 0.25, "stem_stride": stride}
@@ -80,6 +82,7 @@ def test_the_smallest_picture():
             recipes.build("inception_v2", (least, least - 1, 3), **options)
 
 
+@pytest.mark.full
 def test_small_pictures_keep_the_stems_resolution():
     config = inception_v2.Config(alpha=0.25)
     shapes = {

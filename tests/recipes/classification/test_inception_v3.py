@@ -22,6 +22,7 @@ def test_counts(name):
     parity.check_counts(name, PUBLISHED[name][0])
 
 
+@pytest.mark.full
 def test_the_other_published_counts():
     model = recipes.build("inception_v3", (299, 299, 3), auxiliary=True)
     weights = parity.torchvision_models().Inception_V3_Weights.IMAGENET1K_V1
@@ -53,6 +54,7 @@ def test_torchvision(size, tmp_path):
     parity.check_weights("inception_v3", theirs, path, size, count_zeros=True)
 
 
+@pytest.mark.full
 def test_published_file_takes_pixels_from_minus_1_to_1(tmp_path):
     models = parity.torchvision_models()
     transform = models.Inception_V3_Weights.IMAGENET1K_V1.transforms()
@@ -92,6 +94,7 @@ def test_torchvisions_auxiliary_head(tmp_path):
     parity.agree(np.asarray(outputs["auxiliary"]), auxiliary.numpy())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "ending", ["h5", *(pytest.param(e, marks=pytest.mark.full) for e in ("keras", "weights.h5"))]
@@ -116,6 +119,7 @@ def test_pytorchcv_with_a_smaller_picture(tmp_path):
     parity.check_weights("inception_v3", theirs, tmp_path / "a.pth", 75, count_zeros=True)
 
 
+@pytest.mark.full
 def test_feature_maps():
     model = recipes.build("inception_v3", (299, 299, 3), features=True)
     assert {name: map.shape[1:] for name, map in model.output.items()} == {
@@ -127,6 +131,7 @@ def test_feature_maps():
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stride", [8, *parity.full((4,), (2,))])
 def test_smallest_pictures(stride):
     least, with_head = SMALLEST_PICTURE[stride], SMALLEST_WITH_AUXILIARY[stride]
@@ -154,6 +159,7 @@ def test_training_adapts_to_the_picture(size, stride, auxiliary, monkeypatch):
     assert given["auxiliary"] == auxiliary and largest_stem_stride((size, size)) == stride
 
 
+@pytest.mark.full
 def test_width():
     model = recipes.build("inception_v3", (75, 75, 3), 10, alpha=0.25)
     assert model.get_layer("Conv2d_1a_3x3_conv").filters == 16  # never fewer

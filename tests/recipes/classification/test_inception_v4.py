@@ -19,7 +19,7 @@ PUBLISHED = {
 PYTORCHCV = {"inception_v4": "inceptionv4", "inception_resnet_v2": "inceptionresnetv2"}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "inception_v4"))
 def test_counts(name):
     parity.check_counts(name, PUBLISHED[name][0])
 
@@ -90,6 +90,7 @@ TIMM = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", TIMM)
 def test_names_of_timm(name):
     module = {"inception_v4": inception_v4, "inception_resnet_v2": inception_resnet_v2}[name]
@@ -118,6 +119,7 @@ def test_feature_maps(name):
     assert found == {f"stride_{s}": (n, n, c) for (s, n), c in shapes}
 
 
+@pytest.mark.full
 def test_residuals_are_scaled_but_for_the_last():
     model = recipes.build("inception_resnet_v2", (75, 75, 3), 3, alpha=0.1)
     adds = [layer for layer in model.layers if re.fullmatch(r"block\d+_\d+_add", layer.name)]
@@ -126,6 +128,7 @@ def test_residuals_are_scaled_but_for_the_last():
     assert "block8_9_relu" in activated and "block8_10_relu" not in activated
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name, stride, least",
     [

@@ -83,6 +83,7 @@ def test_feature_maps():
     }
 
 
+@pytest.mark.full
 def test_small_pictures_and_paddings():
     for padding in ("same", "symmetric"):
         for stride, size in ((2, 1), (1, 2)):

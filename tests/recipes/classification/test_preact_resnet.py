@@ -23,15 +23,14 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", parity.quick(PUBLISHED, "preact_resnet18", "preact_resnet50", "preact_resnet110")
-)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "preact_resnet18", "preact_resnet50"))
 def test_counts(name):
     count, source = PUBLISHED[name]
     assert source
     parity.check_counts(name, count)
 
 
+@pytest.mark.full
 def test_the_papers_stem_is_normalised_once():
     twice, once = (
         trainable(recipes.build("preact_resnet50", (32, 32, 3), form=form))
@@ -43,8 +42,7 @@ def test_the_papers_stem_is_normalised_once():
 @pytest.mark.parametrize(
     ("name", "size", "file"),
     [
-        ("preact_resnet50", 75, "a.keras"),
-        *parity.full(("preact_resnet50", 64, "a.h5")),
+        *parity.full(("preact_resnet50", 75, "a.keras"), ("preact_resnet50", 64, "a.h5")),
         *parity.full(*((f"preact_resnet{depth}", 224, "a.h5") for depth in (50, 101, 152))),
     ],
 )
@@ -59,8 +57,7 @@ def test_keras_applications(name, size, file, tmp_path):
     ("depth", "theirs", "size"),
     [
         (18, "preresnet18", 64),
-        (50, "preresnet50", 64),
-        (110, "preresnet110_cifar10", 32),
+        *parity.full((50, "preresnet50", 64), (110, "preresnet110_cifar10", 32)),
         *parity.full((164, "preresnet164bn_cifar10", 32), (1001, "preresnet1001_cifar10", 32)),
         *parity.full(*((depth, f"preresnet{depth}", 224) for depth in (18, 34, 50, 101, 152, 200))),
     ],
@@ -74,7 +71,7 @@ def test_pytorchcv(depth, theirs, size, tmp_path):
     parity.check_weights(name, model, path, size, settled=deep, double=deep, form="pytorchcv")
 
 
-@pytest.mark.parametrize("form", ["paper", "pytorchcv", "keras"])
+@pytest.mark.parametrize("form", ["paper", *parity.full(("pytorchcv",), ("keras",))])
 def test_maps_are_activations(form):
     model = recipes.build("preact_resnet50", (65, 96, 3), form=form, features=True)
     assert {name: output.shape[1:] for name, output in model.output.items()} == {
@@ -89,6 +86,7 @@ def test_maps_are_activations(form):
     assert model.output["stride_32"] is model.get_layer("post_relu").output
 
 
+@pytest.mark.full
 def test_small_maps():
     model = recipes.build("preact_resnet110", (28, 28, 3), features=True)
     assert {name: output.shape[1:] for name, output in model.output.items()} == {

@@ -88,6 +88,7 @@ def test_cifar_form_is_pytorchcvs_but_for_the_shortcut(name):
     assert PUBLISHED[name][0] == theirs - (16 * 32 + 2 * 32 + 32 * 64 + 2 * 64)
 
 
+@pytest.mark.full
 def test_maps():
     deep = recipes.build("resnet50", (65, 96, 3), features=True)
     assert {name: output.shape[1:] for name, output in deep.output.items()} == {

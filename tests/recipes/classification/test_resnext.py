@@ -25,6 +25,7 @@ def test_counts(name):
     parity.check_counts(name, count)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "size", "file"),
     [
@@ -78,6 +79,7 @@ def test_alpha_narrows_channels_and_paths():
         assert model.get_layer(f"conv{stage}_block1_out").output.shape[-1] == 2 * width
 
 
+@pytest.mark.full
 def test_maps():
     deep = recipes.build("resnext50_32x4d", (65, 96, 3), features=True)
     assert {name: output.shape[1:] for name, output in deep.output.items()} == {

@@ -117,6 +117,7 @@ def test_pytorchcv_v2(theirs, width, tmp_path):
     check_pytorchcv(f"shufflenetv2_{theirs}", name, path, pool_padding="end")
 
 
+@pytest.mark.full
 def test_feature_maps():
     maps = {
         name: {
@@ -141,6 +142,7 @@ def test_feature_maps():
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["shufflenet_v1_g3", *parity.full(("shufflenet_v2_x0_5",))])
 def test_small_and_open_pictures(name):
     for stride, size in ((4, 1), (2, 2), (1, 4)):

@@ -28,7 +28,7 @@ WITHOUT_BIAS |= {"vgg16_bn": 138_361_768, "vgg19_bn": 143_672_744}
 full = pytest.mark.full
 
 
-@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "vgg11", "vgg16", "vgg11_bn"))
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "vgg16"))
 def test_counts(name):
     count, source = PUBLISHED[name]
     model = parity.check_counts(name, count)
@@ -89,7 +89,7 @@ def test_torchvision_at_full_size(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "use_bias"), [("bn_vgg11b", True), *parity.full(("bn_vgg11", False))]
+    ("theirs", "use_bias"), parity.full(("bn_vgg11b", True), ("bn_vgg11", False))
 )
 def test_pytorchcv(theirs, use_bias, tmp_path):
     model = parity.pytorchcv(theirs)
@@ -112,6 +112,7 @@ def test_pytorchcv_at_full_size(name, theirs, use_bias, tmp_path):
     parity.check_weights(name, parity.pytorchcv(theirs), tmp_path / "a.pth", use_bias=use_bias)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("library", "ends"),
     [

@@ -22,7 +22,7 @@ PYTORCHCV = WEIGHTS["pytorchcv"].options
 full = pytest.mark.full
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", parity.quick(PUBLISHED, "zfnet", "alexnet"))
 def test_counts(name):
     count, source = PUBLISHED[name]
     assert parity.check_counts(name, count), source
@@ -82,7 +82,7 @@ def test_torchvision_at_full_size(tmp_path):
     parity.check_weights("alexnet_owt", theirs, tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("name", ["zfnet", "alexnet"])
+@pytest.mark.parametrize("name", ["zfnet", *parity.full(("alexnet",))])
 def test_pytorchcv(name, tmp_path):
     theirs = parity.pytorchcv(name)
     theirs.output.fc1.fc = torch.nn.Linear(2 * 2 * 256, 4096)

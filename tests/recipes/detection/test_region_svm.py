@@ -108,7 +108,7 @@ def test_svms_tell_classes_apart_and_mine_hard_negatives(monkeypatch):
     assert (scores[:, 2] < 0.01).all(), "a class without objects is found"
 
 
-@pytest.mark.parametrize("classifier", ["svm", "softmax"])
+@pytest.mark.parametrize("classifier", ["svm", pytest.param("softmax", marks=pytest.mark.full)])
 def test_what_is_fitted_lands_in_the_file(classifier, tmp_path):
     config = sppnet.Config(proposals=40, regions=8, classifier=classifier)
     model = config.inference(config.network((96, 96, 3), 3, (127.5, 60.0)))

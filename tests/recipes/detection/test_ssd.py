@@ -138,8 +138,9 @@ def test_a_picture_without_objects_teaches_background():
     assert found["box_loss"] == 0 and found["class_loss"] == pytest.approx(3 * np.log(4), rel=1e-5)
 
 
-def test_a_whole_run_on_a_folder(tmp_path):
-    """Scenes in YOLO form: train, evaluate, leave pictures and strict JSON, go on."""
+@pytest.fixture
+def config(tmp_path) -> ssd.Config:
+    """A short training on scenes in YOLO form, one of whose pictures cannot be read."""
     for part, (images, boxes, classes) in zip(
         ("train", "val", "test"), scenes.make((12, 4, 5), 64, seed=3), strict=True
     ):
@@ -153,10 +154,14 @@ def test_a_whole_run_on_a_folder(tmp_path):
     (tmp_path / "set" / "classes.txt").write_text("\n".join(scenes.CLASSES))
     # Not the last picture of the test: one that cannot be read must not shift the others.
     (tmp_path / "set" / "images" / "test" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    config = ssd.Config(
+    return ssd.Config(
         data=str(tmp_path / "set"), image_size=64, epochs=1, batch_size=4,
         augment=("mosaic", "iou_crop", "color_jitter"), output=tmp_path / "run",
     )  # fmt: skip
+
+
+def test_a_whole_run_on_a_folder(config, tmp_path):
+    """Train, evaluate, leave pictures and strict JSON."""
     config.run()
 
     def refuse(word):
@@ -169,6 +174,11 @@ def test_a_whole_run_on_a_folder(tmp_path):
     drawn = {p.stem for p in (tmp_path / "run").glob("*.png")}
     assert drawn == {"augmented", "confusion", "curves", "detections", "precision_recall"}
     assert "COCO AP50" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.full
+def test_a_run_goes_on(config, tmp_path):
+    config.run()
     dataclasses.replace(config, resume=True, epochs=2).run()
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 2
 
@@ -200,10 +210,12 @@ def test_wrong_options_are_told_before_anything_is_loaded(config, message):
 @pytest.mark.parametrize(
     "options, outputs",
     [
-        ({"suppression": "none"}, {"boxes": (3024, 4), "scores": (3024, 10)}),
-        (
-            {"coordinates": "relative"},
-            {"boxes": (100, 4), "scores": (100,), "classes": (100,), "count": ()},
+        *parity.full(
+            ({"suppression": "none"}, {"boxes": (3024, 4), "scores": (3024, 10)}),
+            (
+                {"coordinates": "relative"},
+                {"boxes": (100, 4), "scores": (100,), "classes": (100,), "count": ()},
+            ),
         ),
         (
             {"suppression": "runtime"},

@@ -9,7 +9,7 @@ from darknet import reorg_by_loops
 from tiffin import recipes
 from tiffin.export import InputError
 from tiffin.recipes.detection import yolo
-from tiffin.recipes.engine import registry
+from tiffin.recipes.engine import box_data, registry
 from tiffin.recipes.engine.weights import load_weights
 
 
@@ -164,7 +164,8 @@ def test_a_file_of_darknet_for_another_network(tmp_path):
         load_weights(recipes.build("resnet20"), tmp_path / "a.weights")
 
 
-def test_anchors_come_from_the_data():
+def test_anchors_come_from_the_data(monkeypatch):
+    monkeypatch.setattr(box_data, "SCENES", (300, 10, 10))
     config = yolo.Config(data="digits", image_size=64)
     data = config.load_data()
     config.make_model(data, (127.5, 60.0))

@@ -202,6 +202,7 @@ def test_ends_of_an_interpolation_are_the_pictures_of_their_numbers(run):
         assert np.abs(tiles[:, column].astype(int) - expected).max() <= 1
 
 
+@pytest.mark.full
 def test_a_run_goes_on_where_it_was_left(run, tmp_path, capsys):
     directory, _ = run
     judge = str(directory / "judge/model.keras")
