@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from tiffin.export.errors import InputError
-from tiffin.recipes.engine.cli import Copy, Summary
+from tiffin.recipes.engine.cli import Copy, Summary, main
 
 REPO = Path(__file__).parents[2]
 TIFFIN = Path(sys.executable).parent / "tiffin"
 
 
 def tiffin(*arguments, cwd=None, **environment) -> tuple[int, str, str]:
+    """Run a command in a process of its own; return its status and what it said."""
     done = subprocess.run(
         [TIFFIN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
         env=os.environ | {"COLUMNS": "100"} | environment,
@@ -24,14 +25,33 @@ def tiffin(*arguments, cwd=None, **environment) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def fails(*arguments, **options) -> str:
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The same in this process, which has Keras already."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys, "argv", ["tiffin", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def fails(here):
     """Run a command that must end with status 2 and one error; return it."""
-    code, _, said = tiffin(*arguments, **options)
-    assert code == 2, said
-    assert "Traceback" not in said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said
-    return " ".join(errors[0].split())
+
+    def run(*arguments) -> str:
+        code, _, said = here(*arguments)
+        assert code == 2, said
+        assert "Traceback" not in said
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, said
+        return " ".join(errors[0].split())
+
+    return run
 
 
 def test_help_and_list_answer_without_keras():
@@ -60,8 +80,8 @@ def test_a_reader_that_leaves_early_is_no_error(word):
     assert process.stderr.read() == b"" and process.wait() == 0
 
 
-def test_recipe_help_is_the_same_by_file_and_by_name():
-    code, out, _ = tiffin("train", "resnet50", "--help")
+def test_recipe_help_is_the_same_by_file_and_by_name(here):
+    code, out, _ = here("train", "resnet50", "--help")
     text = " ".join(out.replace("│", " ").split())  # whichever lines it is broken into
     assert code == 0 and "--stride-in" in text and "(default: resnet50)" in text
     script = REPO / "recipes/classification/resnet.py"
@@ -69,18 +89,19 @@ def test_recipe_help_is_the_same_by_file_and_by_name():
     assert done.returncode == 0 and "--stride-in" in done.stdout
 
 
-def test_mistyped_names_get_the_nearest():
+def test_mistyped_names_get_the_nearest(here, fails):
     assert "did you mean 'train'" in fails("trian")
     assert "did you mean 'mobilenet_v2' or" in fails("train", "mobilnet_v2")
     assert "'resnet20'" in fails("train", "resnet2O")
     assert "needs the name of a recipe" in fails("train")
-    code, _, said = tiffin("train", "resnet20", "--leraning-rate", "1")
+    code, _, said = here("train", "resnet20", "--leraning-rate", "1")
     assert code == 2 and "--learning-rate" in said
 
 
-def test_bad_data_and_folders_are_told_in_a_paragraph(tmp_path):
+def test_bad_data_and_folders_are_told_in_a_paragraph(fails, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    said = fails("train", "resnet20", "--data", "./empty", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = fails("train", "resnet20", "--data", "./empty")
     assert "nothing in it" in said and "photos/cat/1.jpg" in said
     assert not list((tmp_path / "runs").rglob("*.keras"))
     # Not even root may make a folder there.
@@ -131,8 +152,8 @@ def test_transfer_on_photos_from_a_folder(tmp_path):
     assert np.sum([("WBC" in line) for line in out.splitlines()]) >= 18
 
 
-def test_summary_counts_as_the_paper_does():
-    code, out, _ = tiffin("summary", "resnet50")
+def test_summary_counts_as_the_paper_does(here):
+    code, out, _ = here("summary", "resnet50")
     totals = " ".join(out.split())
     # The paper's table 1 has 3.8 x 10^9; torch's form, strided in the 3x3, 4.09.
     assert code == 0 and "25,557,032 of them trainable" in totals and "3,858.0 M" in totals
@@ -158,7 +179,7 @@ def test_summary_takes_the_builders_options(capsys):
 
 
 @pytest.mark.full
-def test_a_copied_recipe_is_ones_own(tmp_path):
+def test_a_copied_recipe_is_ones_own(fails, tmp_path):
     code, out, _ = tiffin("copy", "resnet20", "deep/my_net.py", cwd=tmp_path)
     assert code == 0 and "python deep/my_net.py --model resnet20" in out
     script = tmp_path / "deep/my_net.py"

@@ -43,6 +43,7 @@ def test_a_full_disk_ends_a_run_with_advice(small_disk):
     assert not leftovers(small_disk)
 
 
+@pytest.mark.full
 def test_a_file_size_limit_ends_a_run_with_advice(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
