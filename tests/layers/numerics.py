@@ -31,7 +31,7 @@ def gradients(function, *arrays):
     if keras.backend.backend() == "jax":
         import jax
 
-        return [values(g) for g in jax.grad(function, range(len(arrays)))(*arrays)]
+        return [values(g) for g in jax.jit(jax.grad(function, range(len(arrays))))(*arrays)]
     tensors = [ops.convert_to_tensor(a) for a in arrays]
     if keras.backend.backend() == "torch":
         tensors = [t.requires_grad_() for t in tensors]

@@ -39,5 +39,6 @@ def test_all_cases_on(backend):
     run("-m", "full or not full", KERAS_BACKEND=backend)
 
 
+@pytest.mark.full
 def test_grouped_convolution_where_processors_lack_avx512():
     run("-k", "grouped", KERAS_BACKEND="tensorflow", TF_ENABLE_ONEDNN_OPTS="0")

@@ -225,7 +225,6 @@ def test_roi_align_is_onnxruntimes(aligned):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_region_poolings_have_gradients():
     features, regions = (
         normal(1, 6, 6, 2),
@@ -237,7 +236,6 @@ def test_region_poolings_have_gradients():
         assert found.sum() == pytest.approx(16, rel=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [layers.RoIPool((3, 2), 0.5), layers.SpatialPyramidPooling((3, 1), 0.5)],
@@ -348,7 +346,6 @@ def test_detections_are_class_by_class(size, candidates):
         assert not found["boxes"][i, n:].any() and not found["scores"][i, n:].any()
 
 
-@pytest.mark.slow
 def test_only_suppression_by_the_runtime_lets_all_compete():
     # Ten boxes on one place, the surest, and one elsewhere.
     boxes = np.tile(np.array([0, 0, 9, 9], "float32"), (1, 11, 1))

@@ -41,7 +41,6 @@ def one_by_one(layer: Decoder, inputs: list, own: bool) -> np.ndarray:
     return np.stack([values(y) for y in result], 1)
 
 
-@pytest.mark.slow
 def test_right_words_are_handed_on_step_by_step():
     layer, inputs = make(), given()
     logits = values(layer(inputs))
@@ -84,7 +83,6 @@ def test_dropout_takes_half_in_training_alone():
     np.testing.assert_allclose(values(layer(inputs)), one_by_one(layer, inputs, False), atol=1e-5)
 
 
-@pytest.mark.slow
 def test_it_learns_what_follows():
     layer, inputs = make(mixed=True, seed=1), given()
     sources = [keras.Input(x.shape[1:], dtype=x.dtype) for x in inputs]

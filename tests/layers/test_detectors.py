@@ -34,7 +34,6 @@ def cross_entropy(wanted, logit):
     return -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_loss_box_by_box(version):
     """Of two pictures; in the first two objects want the same prediction, one is difficult."""
@@ -155,7 +154,6 @@ def flip(boxes):
     return torch.from_numpy(np.asarray(boxes)[..., [1, 0, 3, 2]].copy())
 
 
-@pytest.mark.slow
 def test_second_stages_losses_are_torchvisions():
     parity.torchvision_models()
     from torchvision.models.detection._utils import BoxCoder
@@ -189,7 +187,6 @@ def test_second_stages_losses_are_torchvisions():
     assert float(values(found[1])) == pytest.approx(float(box), rel=1e-4)
 
 
-@pytest.mark.slow
 def test_first_stages_losses_are_torchvisions():
     parity.torchvision_models()
     from torchvision.models.detection._utils import BoxCoder, Matcher
@@ -222,7 +219,6 @@ def test_first_stages_losses_are_torchvisions():
     assert float(values(found[1])) == pytest.approx(float(smooth) / number, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_proposals_are_suppressed_level_by_level():
     anchors = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60], [0, 0, 10, 10.0]])
     layer = layers.Proposals(anchors, (3, 1), (100, 100), number=4)

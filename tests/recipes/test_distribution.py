@@ -360,6 +360,7 @@ print(json.dumps(config.run()["test"]["accuracy"]))
 """
 
 
+@pytest.mark.full
 def test_tensorflow_takes_its_own_strategy_where_it_has_devices(tmp_path):
     path = f"{SCRIPT.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     env = os.environ | {"PYTHONPATH": path, "KERAS_BACKEND": "tensorflow"}

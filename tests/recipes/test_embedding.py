@@ -306,6 +306,7 @@ def test_embedders_need_a_threshold_and_embeddings(run, tmp_path):
         Verify(tmp_path / "classifier.keras", picture, picture, threshold=1).run()
 
 
+@pytest.mark.full
 def test_margin_run_keeps_a_classifier_and_resumes(tmp_path):
     options = {"output": tmp_path / "run", "batch_size": 64, "image_size": 16}
     first = l_softmax.Config(epochs=1, margin=2, **options)
@@ -322,6 +323,7 @@ def test_margin_run_keeps_a_classifier_and_resumes(tmp_path):
         assert kept.files == ["0001", "0002"]
 
 
+@pytest.mark.full
 def test_backbone_of_the_collection_and_its_weights(tmp_path):
     config = am_softmax.Config(backbone="resnet20", dimensions=12)
     trainer = config.network((32, 32, 3), 4, (127.5, 127.5))

@@ -74,7 +74,7 @@ def test_a_verse_is_learned_by_heart_and_leaves_in_six_files(run):
     assert "zeros as states" in card and "log_likelihood" in card
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.full), True])
 def test_words_are_learned_and_leave_with_their_vocabulary(tied, tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -150,6 +150,7 @@ def test_samples_in_the_documents_run_step_by_step(run):
         assert "logits" in done.stdout
 
 
+@pytest.mark.full
 def test_a_runs_step_and_sequences_are_exported_by_the_command(run, tmp_path):
     from tiffin.export.cli import Export
 
@@ -189,6 +190,7 @@ def test_a_runs_step_and_sequences_are_exported_by_the_command(run, tmp_path):
             Export(directory, tmp_path, precisions=("fp32",), **options).run()
 
 
+@pytest.mark.full
 def test_a_run_goes_on_after_its_end(tmp_path):
     (tmp_path / "verse.txt").write_text(VERSE * 40)
     options = {"units": 8, "embedding": 4, "steps": 10, "batch_size": 4, "output": tmp_path / "run"}

@@ -86,6 +86,7 @@ def wait_for_epochs(process: subprocess.Popen, output: Path, epochs: int) -> Non
     raise AssertionError(process.stdout.read())
 
 
+@pytest.mark.full
 def test_a_killed_run_ends_as_well_as_an_unbroken_one(tmp_path):
     options = ("--epochs", "12", "--augment", "noise:4")
     process = start(tmp_path / "killed", *options)

@@ -106,6 +106,7 @@ def test_rules_within_rules():
     assert _layer_names(["a12.b3", "a45.c", "d"], Collection(rules)) == ["x2_y4", "x5_z", None]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", parity.quick(PUBLISHED, "inception_v4"))
 def test_feature_maps(name):
     outputs = recipes.build(name, (299, 299, 3), features=True).output

@@ -52,7 +52,8 @@ def test_every_study_is_tried_small():
 
 
 # Their time is TensorFlow's, which makes graphs of their many networks.
-LONG = ("activations", "augmentation", "batch_norm", "degradation", "optimizers", "regularization")
+LONG = ("activations", "augmentation", "batch_norm", "conv_cost", "degradation")
+LONG += ("optimizers", "regularization")
 
 
 @pytest.mark.parametrize(
