@@ -15,7 +15,8 @@ from tiffin.export.errors import InputError
 from tiffin.export.runtime import Runner, load
 
 SUFFIXES = (".keras", ".onnx", ".tflite")
-_WARM_UP, _LEAST_RUNS = 0.2, 5  # seconds, and calls that are measured in any case
+_WARM_UP, _LEAST_RUNS = 0.4, 5  # part of the time, and calls that are measured in any case
+HANDED_OUT = 0.5  # seconds to measure each file of an export for
 
 
 def measure(
@@ -70,7 +71,7 @@ def _measure_here(path: Path, threads: int, seconds: float, imports: Sequence[st
     runner = load(path, threads)
     arrays = _random_batch(runner)
     runner.step(arrays)
-    _time_calls(runner, arrays, _WARM_UP, 1)
+    _time_calls(runner, arrays, _WARM_UP * seconds, 1)
     times = _time_calls(runner, arrays, seconds, _LEAST_RUNS)
     return {
         "median_ms": round(float(np.median(times)) * 1e3, 4),

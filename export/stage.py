@@ -619,10 +619,10 @@ def _to_try(
 
 def _speed(path: Path) -> dict:
     """Return latency and memory for the manifest."""
-    from tiffin.export.benchmark import measure
+    from tiffin.export import benchmark
 
     try:
-        speed = measure(path, threads=1, seconds=0.5)
+        speed = benchmark.measure(path, threads=1, seconds=benchmark.HANDED_OUT)
     except InputError as error:
         raise ExportError(f"{path.name} does not run: {error}") from error
     return {

@@ -42,6 +42,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = kept
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _files_are_measured_briefly():
+    """No test is about how fast a file is: a moment of each will do."""
+    from tiffin.export import benchmark
+
+    benchmark.HANDED_OUT = 0.02
+
+
 @pytest.fixture(autouse=True)
 def _seeded(request):
     if "keras" in __import__("sys").modules:

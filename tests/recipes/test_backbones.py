@@ -32,6 +32,7 @@ def prepared(config, path, size=64):
     return config.body(model), "\n".join(said)
 
 
+@pytest.mark.full
 def test_maps_are_torchvisions(tmp_path):
     theirs = parity.torchvision_models().resnet50(weights=None)
     parity.randomise(theirs)

@@ -74,7 +74,8 @@ def test_a_verse_is_learned_by_heart_and_leaves_in_six_files(run):
     assert "zeros as states" in card and "log_likelihood" in card
 
 
-@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.full
+@pytest.mark.parametrize("tied", [False, True])
 def test_words_are_learned_and_leave_with_their_vocabulary(tied, tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()

@@ -39,7 +39,7 @@ def test_pytorchcv(name, tmp_path):
     parity.check_weights(name, parity.pytorchcv(PYTORCHCV[name]), tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("name", ["inception_v4", *parity.full(("inception_resnet_v2",))])
+@pytest.mark.parametrize("name", parity.full(("inception_v4",), ("inception_resnet_v2",)))
 def test_pytorchcv_with_a_smaller_picture(name, tmp_path):
     theirs = parity.pytorchcv(PYTORCHCV[name])
     theirs.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # it is 8 x 8, made for 299 pixels

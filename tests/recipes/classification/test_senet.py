@@ -108,7 +108,7 @@ class Legacy(nn.Module):
         return (self.fc if self.modern else self.last_linear)(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("modern", "size"), [(True, 75), *parity.full((False, 64))])
+@pytest.mark.parametrize(("modern", "size"), parity.full((True, 75), (False, 64)))
 def test_timm(modern, size, tmp_path):
     options = {"stride_in": "3x3"} if modern else {"stem_pool": "end"}
     path = tmp_path / "a.safetensors"

@@ -73,6 +73,7 @@ def test_keras_applications(name, file, tmp_path):
     parity.agree(ours, parity.answer(theirs, images[..., ::-1].copy()))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["vgg11_bn", *parity.full(("vgg13",))])
 def test_torchvision(name, tmp_path):
     theirs = getattr(parity.torchvision_models(), name)(weights=None)

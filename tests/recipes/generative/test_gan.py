@@ -136,6 +136,7 @@ def run(tmp_path_factory):
         yield folder / "run", config.run()
 
 
+@pytest.mark.full
 def test_a_run_leaves_sheets_figures_and_files(run):
     directory, metrics = run
     test = metrics["test"]
@@ -156,6 +157,7 @@ def test_a_run_leaves_sheets_figures_and_files(run):
     assert "share of samples" in (directory / "report.md").read_text()
 
 
+@pytest.mark.full
 def test_the_same_numbers_give_the_same_picture_in_every_file(run):
     directory, _ = run
     manifest = json.loads((directory / "export/manifest.json").read_text())
@@ -176,6 +178,7 @@ def test_the_same_numbers_give_the_same_picture_in_every_file(run):
             assert apart.mean() <= 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sample", ["python_onnxruntime.py", "python_litert.py"])
 def test_a_sample_paints_another_picture_each_time(run, sample, tmp_path):
     directory, _ = run
@@ -190,6 +193,7 @@ def test_a_sample_paints_another_picture_each_time(run, sample, tmp_path):
     assert seen[0].std() > 5 and (seen[0] != seen[1]).any()
 
 
+@pytest.mark.full
 def test_ends_of_an_interpolation_are_the_pictures_of_their_numbers(run):
     directory, _ = run
     config = Config(model="dcgan")
