@@ -70,7 +70,7 @@ def files_table(manifest: Mapping) -> str:
             _likeness(file),
         ]
         if reference:
-            row.append("-" if file["metric"] is None else _metric(file["metric"]))
+            row.append("-" if file["metric"] is None else metric_text(file["metric"]))
         latency = file["latency_ms"]
         rows.append([*row, f"{latency['median']:.3g}", f"{file['peak_memory_mb']:.1f}"])
     threads = sorted({file["latency_ms"]["threads"] for file in manifest["files"]})
@@ -81,7 +81,9 @@ def files_table(manifest: Mapping) -> str:
         text += f"\n\nAll {count} files verified: run in onnxruntime or LiteRT, held against Keras."
     if reference:
         value, examples = reference["value"], reference["examples"]
-        text += f"\n\nKeras itself: {reference['metric']} {_metric(value)} of {examples} examples."
+        text += (
+            f"\n\nKeras itself: {reference['metric']} {metric_text(value)} of {examples} examples."
+        )
     for file in manifest["files"]:
         if kept := file.get("float_layers"):
             text += f"\n\n{file['file']} has in float32 what int8 breaks: {', '.join(kept)}."
@@ -214,7 +216,7 @@ def _likeness(file: Mapping) -> str:
     return "-" if file["agreement"] is None else f"{file['agreement']:.2%}"
 
 
-def _metric(value: float) -> str:
+def metric_text(value: float) -> str:
     """Spell a share in percent, and the logarithm of a likelihood, which is negative, as it is."""
     return f"{value:.2%}" if value >= 0 else f"{value:.4f}"
 

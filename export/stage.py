@@ -266,7 +266,7 @@ def make_files(
                 say(f"{path.name}: not published. {error}")
             else:
                 manifest["files"].append(entry)
-                say(_line(entry))
+                say(_line(entry, judge.summary))
             if explain and path.name in tables:
                 for line in sensitivity.table(tables[path.name]).splitlines():
                     say(line)
@@ -738,7 +738,7 @@ def publish(
     documents.write(directory, manifest, vocabulary, explained)
 
 
-def _line(entry: Mapping) -> str:
+def _line(entry: Mapping, reference: Mapping | None) -> str:
     agreement = entry["agreement"]
     parts = [f"{entry['file']}: verified", f"{entry['bytes'] / 1e6:.2f} MB"]
     if entry["max_difference"] is not None:
@@ -752,7 +752,7 @@ def _line(entry: Mapping) -> str:
     if "mean_cosine" in entry:
         parts.append(f"cosine {entry['mean_cosine']:.5f}")
     if entry["metric"] is not None:
-        parts.append(f"metric {entry['metric']:.4g}")
+        parts.append(f"{reference['metric']} {documents.metric_text(entry['metric'])}")
     if "latency_ms" in entry:
         parts.append(f"{entry['latency_ms']['median']:.3g} ms")
     if kept := entry.get("float_layers"):

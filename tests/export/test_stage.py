@@ -71,6 +71,7 @@ def test_six_files_with_their_measurements(tmp_path):
         {"name": "probabilities", "shape": ["batch", 10], "dtype": "float32"}
     ]
     assert len(manifest["files"]) == len(said) == 6 and not manifest["failed"]
+    assert said[0].startswith("net_fp32.onnx: verified, ") and "accuracy 100.00%, " in said[0]
     wanted = keras.ops.softmax(model(inputs.astype("float32"))).numpy()
     for entry in manifest["files"]:
         content = (tmp_path / entry["file"]).read_bytes()
