@@ -28,7 +28,7 @@ from tiffin.recipes.engine.pair_data import load_pairs
 from tiffin.recipes.engine.text_data import load_text
 
 SCRIPT = Path(split_training.__file__)
-KINDS = ("resnet20", "center_loss", "ssd", "char_rnn", "seq2seq", "gan")
+FURTHER = [("resnet20", "center_loss", "ssd"), ("seq2seq", "gan")]
 
 
 def start(folder: Path, *words, devices: int = 1) -> subprocess.Popen:
@@ -104,7 +104,9 @@ def compare(folders: dict[str, Path], kind: str) -> None:
         np.testing.assert_allclose(other["weights"], alone["weights"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kinds", [("char_rnn",), pytest.param(KINDS, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "kinds", [("char_rnn",), *(pytest.param(x, marks=pytest.mark.full) for x in FURTHER)]
+)
 def test_losses_and_weights_are_those_of_one_process(trained, kinds):
     folders = trained(kinds)
     for kind in kinds:
