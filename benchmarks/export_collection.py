@@ -30,7 +30,7 @@ from tiffin.recipes.engine import registry
 
 # What a network learns by: forward passes over pictures, in multiply-accumulates, at most.
 WORK = 3e11
-DIGITS, PASSES, LEAST = 1258, 10, 320  # to train on, how often at most, and at least
+DIGITS, PASSES, LEAST = 1258, 10, 960  # to train on, how often at most, and at least
 SMALL = 64  # pixels along a side that networks for larger pictures learn on
 TRIED = 100  # held-out examples that each file is run on
 SCENES = (480, 40, TRIED)  # to train, validate, test detectors on
@@ -217,8 +217,9 @@ def report(lines: list[dict], command: str) -> str:
         f"```bash\n{command}\n```",
         f"{extent}Each file was run in onnxruntime or LiteRT on held-out examples and held against "
         "Keras. "
-        "The networks are trained, but briefly, so that their answers are no coin tosses; how long "
-        "stands below the table. Differences are of probabilities, embeddings, logits or grey "
+        "The networks are trained, but briefly: how long, and how good Keras itself is by then, "
+        "stands below the table. Where that is little more than chance, as with the largest, the "
+        "same bounds say less. Differences are of probabilities, embeddings, logits or grey "
         "levels, the largest and the mean one over all examples. A translator leaves as two files.",
         table(header, body),
     ]
