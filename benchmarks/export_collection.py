@@ -161,9 +161,13 @@ def one(name: str, runs: Path | None, lines: Path) -> None:
 
 
 def known(lines: Path) -> dict[str, dict]:
-    """Return the last line of each variant."""
-    texts = lines.read_text().splitlines() if lines.exists() else []
-    return {line["variant"]: line for line in map(json.loads, texts)}
+    """Return the last line of each variant; `again` in it: a file was refused before."""
+    found: dict[str, dict] = {}
+    for line in map(json.loads, lines.read_text().splitlines() if lines.exists() else []):
+        before = found.get(line["variant"])
+        line["again"] = before is not None and (before["again"] or bool(refused(before)))
+        found[line["variant"]] = line
+    return found
 
 
 def refused(line: dict) -> list[dict]:
@@ -236,6 +240,8 @@ def report(lines: list[dict], command: str) -> str:
             parts.append(
                 f"{line['variant']} translates {same} of the held-out texts as Keras does."
             )
+    if again := [line["variant"] for line in lines if line["again"]]:
+        parts.append(f"Trained anew, as a file was refused at first: {', '.join(again)}.")
     floats = [
         f"{file['file']} ({len(file['float_layers'])})"
         for file in files
