@@ -95,7 +95,7 @@ def texts(folder: Path) -> None:
     """Write a text, and as many lines that say each word the other way round."""
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdef", k=chance.randint(2, 5))) for _ in range(30)]
-    lines = [" ".join(chance.choices(words, k=chance.randint(2, 6))) for _ in range(60)]
+    lines = [" ".join(chance.choices(words, k=chance.randint(2, 6))) for _ in range(80)]
     (folder / "source.txt").write_text("\n".join(lines))
     (folder / "target.txt").write_text("\n".join(line[::-1] for line in lines))
 
