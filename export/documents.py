@@ -217,8 +217,8 @@ def _likeness(file: Mapping) -> str:
 
 
 def metric_text(value: float) -> str:
-    """Spell a share in percent, and the logarithm of a likelihood, which is negative, as it is."""
-    return f"{value:.2%}" if value >= 0 else f"{value:.4f}"
+    """Spell a share in percent, and what is none, as the logarithm of a likelihood, as it is."""
+    return f"{value:.2%}" if 0 <= value <= 1 else f"{value:.4f}"
 
 
 def _power(value: float | None) -> str:

@@ -27,7 +27,7 @@ def tiffin(*arguments, cwd=None, **environment) -> tuple[int, str, str]:
 
 @pytest.fixture
 def here(monkeypatch, capsys):
-    """The same in this process, which has Keras already."""
+    """Run a command in this process, which has Keras already; return what `tiffin` returns."""
 
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", "100")

@@ -72,25 +72,20 @@ def kept(folder: Path, kind: str, index: int = 0) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The same trainings in one place, on four devices, and in two processes."""
-    top = tmp_path_factory.mktemp("split")
+def train(top: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
+    """Return the folders of the same trainings in one place, on four devices, in two processes."""
     split_training.texts(top)
     folders = {name: top / name for name in ("one", "devices", "processes")}
 
-    def train(kinds):
-        def trainings():
-            yield [start(folders["one"], *kinds)]
-            yield [start(folders["devices"], *kinds, "--devices", 4, devices=4)]
-            yield several([folders["processes"]] * 2, *kinds)
+    def trainings():
+        yield [start(folders["one"], *kinds)]
+        yield [start(folders["devices"], *kinds, "--devices", 4, devices=4)]
+        yield several([folders["processes"]] * 2, *kinds)
 
-        for processes in trainings():
-            for status, said in [ended(process) for process in processes]:
-                assert status == 0, said
-        return folders
-
-    return train
+    for processes in trainings():
+        for status, said in [ended(process) for process in processes]:
+            assert status == 0, said
+    return folders
 
 
 def compare(folders: dict[str, Path], kind: str) -> None:
@@ -107,8 +102,8 @@ def compare(folders: dict[str, Path], kind: str) -> None:
 @pytest.mark.parametrize(
     "kinds", [("char_rnn",), *(pytest.param(x, marks=pytest.mark.full) for x in FURTHER)]
 )
-def test_losses_and_weights_are_those_of_one_process(trained, kinds):
-    folders = trained(kinds)
+def test_losses_and_weights_are_those_of_one_process(kinds, tmp_path):
+    folders = train(tmp_path, kinds)
     for kind in kinds:
         compare(folders, kind)
     # The process that does not lead leaves nothing, the other one all of a run.

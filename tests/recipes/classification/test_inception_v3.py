@@ -44,10 +44,7 @@ def torchvision(**options):
     return parity.torchvision_models().inception_v3(weights=None, init_weights=False, **options)
 
 
-SIZES = [75, pytest.param(299, marks=pytest.mark.full)]
-
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [75, *parity.full((299,))])
 def test_torchvision(size, tmp_path):
     theirs = torchvision(aux_logits=False)
     path = tmp_path / "a.safetensors"
@@ -95,10 +92,8 @@ def test_torchvisions_auxiliary_head(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    "ending", ["h5", *(pytest.param(e, marks=pytest.mark.full) for e in ("keras", "weights.h5"))]
-)
+@pytest.mark.parametrize("size", [75, 299])
+@pytest.mark.parametrize("ending", ["h5", "keras", "weights.h5"])
 def test_keras_applications(size, ending, tmp_path):
     theirs = keras.applications.InceptionV3(
         input_shape=(size, size, 3), weights=None, classifier_activation=None
@@ -132,7 +127,7 @@ def test_feature_maps():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stride", [8, *parity.full((4,), (2,))])
+@pytest.mark.parametrize("stride", [8, 4, 2])
 def test_smallest_pictures(stride):
     least, with_head = SMALLEST_PICTURE[stride], SMALLEST_WITH_AUXILIARY[stride]
     options = {"stem_stride": stride, "alpha": 0.1, "classes": 3}
