@@ -115,7 +115,7 @@ SLIM = ("vgg", "googlenet", "inception_v2", "inception_v3", "inception_v4", "inc
 SLIM += ("resnext", "am_softmax", "arcface")
 # The paper's own network for pictures of 32 pixels; a fresh one of 50 layers is noise in int8.
 FOR_32 = {"resnext": "resnext29_8x64d"}
-# Families that leave in two files by default, and of each task one in six; in six in the full tests.
+# By default these leave in two files, and of each task one in six; in the full tests all in six.
 TWO = ("resnet", "faster_rcnn")
 SIX = ("mobilenet_v2", "ssd", "am_softmax")
 
