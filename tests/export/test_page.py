@@ -36,15 +36,7 @@ FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 ADDRESS = "https://cdn.jsdelivr.net/"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet_speed():
-    """Latency is measured in a process of its own, which costs seconds a file: not here."""
-    speed = {"median_ms": 1.0, "p95_ms": 2.0, "threads": 1, "peak_memory_mb": 3.0}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiffin.export.benchmark.measure", lambda *a, **k: speed)
-        yield
+pytestmark = pytest.mark.usefixtures("module_without_speed")
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,7 @@ from tiffin.export import cli, explain, export, sensitivity
 from tiffin.export.errors import ExportError, InputError
 from tiffin.export.sensitivity import Step, units
 
-
-@pytest.fixture(autouse=True)
-def quiet_speed(monkeypatch):
-    """Latency is measured in a process of its own, which costs seconds a file: not here."""
-    speed = {"median_ms": 1.0, "p95_ms": 2.0, "threads": 1, "peak_memory_mb": 3.0}
-    monkeypatch.setattr("tiffin.export.benchmark.measure", lambda *a, **k: speed)
+pytestmark = pytest.mark.usefixtures("without_speed")
 
 
 def silent(line):

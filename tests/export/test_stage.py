@@ -19,13 +19,6 @@ from tiffin.export.errors import ExportError, InputError
 LABELS = [f"class {i}" for i in range(10)]
 
 
-@pytest.fixture
-def quiet_speed(monkeypatch):
-    """Latency is measured in a process of its own, which costs seconds a file: not here."""
-    speed = {"median_ms": 1.0, "p95_ms": 2.0, "threads": 1, "peak_memory_mb": 3.0}
-    monkeypatch.setattr("tiffin.export.benchmark.measure", lambda *a, **k: speed)
-
-
 def classifier(seed=0):
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
@@ -86,7 +79,9 @@ def test_six_files_with_their_measurements(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_broken_file_is_not_published_and_its_layer_is_named(tmp_path, monkeypatch, quiet_speed):
+def test_a_broken_file_is_not_published_and_its_layer_is_named(
+    tmp_path, monkeypatch, without_speed
+):
     """The kernel of one layer is damaged on its way; only that format's files must fail."""
     model, real = classifier(), onnx_file.to_onnx
 
@@ -108,7 +103,7 @@ def test_a_broken_file_is_not_published_and_its_layer_is_named(tmp_path, monkeyp
     assert json.loads((tmp_path / "manifest.json").read_text())["failed"] == manifest["failed"]
 
 
-def test_loss_of_the_metric_refuses_a_quantised_file(tmp_path, monkeypatch, quiet_speed):
+def test_loss_of_the_metric_refuses_a_quantised_file(tmp_path, monkeypatch, without_speed):
     model, inputs = classifier(), pixels()
     targets = model(inputs.astype("float32")).numpy().argmax(1)
     real = tflite_file._ranges
@@ -129,7 +124,7 @@ def test_loss_of_the_metric_refuses_a_quantised_file(tmp_path, monkeypatch, quie
     assert [e["precision"] for e in caught.value.manifest["failed"]] == ["int8"]
 
 
-def test_interrupted_export_leaves_everything_as_it_was(tmp_path, monkeypatch, quiet_speed):
+def test_interrupted_export_leaves_everything_as_it_was(tmp_path, monkeypatch, without_speed):
     export(classifier(), tmp_path, precisions=("fp32",), say=silent)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
 
@@ -142,7 +137,7 @@ def test_interrupted_export_leaves_everything_as_it_was(tmp_path, monkeypatch, q
     assert not list(tmp_path.glob(".*"))
 
 
-def test_files_of_an_older_export_do_not_stay_beside_the_new(tmp_path, quiet_speed):
+def test_files_of_an_older_export_do_not_stay_beside_the_new(tmp_path, without_speed):
     export(classifier(), tmp_path, precisions=("fp32", "fp16"), say=silent)
     export(classifier(seed=1), tmp_path, formats=("onnx",), precisions=("fp32",), say=silent)
     assert [p.name for p in tmp_path.glob("small_*")] == ["small_fp32.onnx"]
@@ -187,7 +182,7 @@ def test_dry_run_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_is_told_and_nothing_stays(tmp_path, monkeypatch, quiet_speed):
+def test_full_disk_is_told_and_nothing_stays(tmp_path, monkeypatch, without_speed):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -320,7 +315,7 @@ def test_mobilenet_at_full_size(tmp_path):
     assert len(manifest["files"]) == 6
 
 
-def test_held_out_pictures_come_along(tmp_path, quiet_speed):
+def test_held_out_pictures_come_along(tmp_path, without_speed):
     """One of each class, as they were; an export without evaluation data takes them away again."""
     model, inputs = classifier(), pixels(40)
     targets = np.arange(40) % 5
