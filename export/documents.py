@@ -212,8 +212,14 @@ def _likeness(file: Mapping) -> str:
     if "same_tokens" in file:
         return str(file["same_tokens"])
     if "matched" in file:
-        return f"{file['matched']:.2%}"
+        return detections_text(file)
     return "-" if file["agreement"] is None else f"{file['agreement']:.2%}"
+
+
+def detections_text(file: Mapping) -> str:
+    """Return which share of the detections is Keras', of all and of those that Keras is sure of."""
+    found = file["sure_found"]
+    return f"{file['matched']:.2%}" + ("" if found is None else f", of the sure ones {found:.2%}")
 
 
 def metric_text(value: float) -> str:

@@ -744,7 +744,7 @@ def _line(entry: Mapping, reference: Mapping | None) -> str:
     if entry["max_difference"] is not None:
         parts.append(f"max difference {entry['max_difference']:.2g}")
     if "matched" in entry:
-        parts.append(f"{entry['matched']:.2%} of the detections match")
+        parts.append(f"same detections {documents.detections_text(entry)}")
     if agreement is not None:
         parts.append(f"agreement {agreement:.1%}")
     if "same_tokens" in entry:

@@ -141,6 +141,7 @@ def test_mediapipe_opens_relative_detections(detector, tmp_path):
 def test_documents_speak_of_detections(folder):
     card = (folder / documents.CARD).read_text()
     assert "same detections" in card and "detections matched 0.99" in card
+    assert "100.00%, of the sure ones 100.00%" in card
 
 
 @pytest.mark.parametrize("file", ["model.keras", "squares_fp32.onnx", "squares_int8.tflite"])
