@@ -1,5 +1,6 @@
 """What all tests share: a quiet, seeded TensorFlow and pictures to read."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def _seeded(request):
         import keras
 
         keras.utils.set_random_seed(7)
+
+
+@pytest.fixture(autouse=True)
+def _large_networks_go_at_once(request):
+    """Networks refer to themselves; left to Python, a dozen of VGG's were there at a time."""
+    yield
+    if request.node.get_closest_marker("full"):
+        gc.collect()
 
 
 @pytest.fixture
