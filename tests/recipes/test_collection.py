@@ -48,7 +48,7 @@ def train_save_load_export(
     labels = np.arange(batch) // 2  # two of each, for losses that compare
     if config.task == "detection":
         # Of all sizes, so that every map has one to learn, and some places without any.
-        half = [0.05, 0.09, 0.1, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.47, 0.3, 0.05]
+        half = [0.05, 0.09, 0.03, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.47, 0.3, 0.05]
         half = np.array(half)[:, None]
         center = np.repeat([0.3125, 0.375, 0.25, 0.5, 0.3, 0.75], [2, 2, 2, 4, 1, 1])[:, None]
         boxes = np.tile((center + half * [-1, -1, 1, 1]) * size, (batch, 1, 1))
