@@ -51,6 +51,18 @@ def _files_are_measured_briefly():
     benchmark.HANDED_OUT = 0.02
 
 
+def _without_speed():
+    """Measure no latency: it is done in a process of its own, which costs seconds a file."""
+    speed = {"median_ms": 1.0, "p95_ms": 2.0, "threads": 1, "peak_memory_mb": 3.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiffin.export.benchmark.measure", lambda *a, **k: speed)
+        yield
+
+
+without_speed = pytest.fixture(_without_speed)
+module_without_speed = pytest.fixture(_without_speed, scope="module")
+
+
 @pytest.fixture(autouse=True)
 def _seeded(request):
     if "keras" in __import__("sys").modules:

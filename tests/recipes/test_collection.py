@@ -16,6 +16,7 @@ from tiffin.recipes.engine import registry
 from tiffin.recipes.engine.region_detection import GivenRegions
 from tiffin.recipes.engine.training import Recipe, parse, to_json
 
+pytestmark = pytest.mark.usefixtures("without_speed")
 ENTRIES = registry.recipes()
 PICTURES = {
     name: entry for name, entry in ENTRIES.items() if entry.task not in ("sequence", "generative")
