@@ -216,6 +216,8 @@ def test_detections_are_compared_one_by_one():
     found = verify.compare_detections(wanted, less)
     assert found["matched"] == pytest.approx(4 / 5) and found["sure_found"] == 1
     assert verify.compare_detections(wanted, outputs([[0.7, 0.75, 0.2]]))["sure_found"] == 0.5
+    flat = outputs([[0.9, 0.8]], np.array([[[3.0, 5, 3, 40], [20, 30, 60, 30]]]))
+    assert verify.compare_detections(flat, flat)["sure_found"] == 1
     nothing = outputs(np.zeros((1, 0)))
     assert verify.compare_detections(nothing, nothing)["matched"] == 1
 

@@ -1,5 +1,6 @@
 """Every registered variant: builds, trains a step, saves, loads, exports."""
 
+import gc
 import json
 import re
 import subprocess
@@ -93,6 +94,8 @@ def train_save_load_export(
         loaded = answers(model, inputs)
     for again, expected in zip(loaded, answers(inference, inputs), strict=True):
         np.testing.assert_allclose(again, expected, atol=1e-5)
+    del model, optimizer, loaded  # of the largest, gigabytes
+    gc.collect()
     manifest = tiffin.export.export(
         inference, directory / "export", precisions=precisions, calibration=pixels
     )
