@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import itertools
+import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ _GREEDY = 200  # tokens that a language model's files have to go on with as Kera
 _PROMPTS, _PROMPT = 4, 40  # example prompts, tokens of each
 # Values that the evaluation's inputs may hold: 3,255 pictures of 32x32, and never below 500.
 _EVALUATION = 10_000_000
+_PROBED = 2**30  # bytes of inner results, at most, of more examples than one to find a fault by
 _PACKAGES = ("tiffin", "keras", "tensorflow", "onnx", "tf2onnx", "onnxruntime", "ai_edge_litert")
 _PACKAGES += ("litert_quantizer",)
 _QUANTIZATION = {
@@ -682,7 +684,8 @@ def _blame(judge: _Judge, kind: str, precision: str) -> str:
     if not results or None in [n for _, t in results.values() for n in t.shape[1:]]:
         return "No layer can be singled out."
     probe = judge.interface.body.up_to({key: tensor for key, (_, tensor) in results.items()})
-    inputs, _ = verify.examples(judge.feeds, 4)
+    each = sum(4 * math.prod(tensor.shape[1:]) for _, tensor in results.values())
+    inputs, _ = verify.examples(judge.feeds, max(1, min(4, _PROBED // each)))
     reference = probe.keras()(inputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"probe.{kind}"
