@@ -228,8 +228,8 @@ def report(lines: list[dict], command: str) -> str:
         "same bounds say less. Differences are of probabilities, embeddings, logits or grey "
         "levels, the largest and the mean one over all examples. Detections are the same where "
         "corners are within a pixel and scores within 0.001; one that Keras is sure of, with a "
-        "score of 0.3 or more, is found again at an IoU of 0.5 and a score within 0.1. A "
-        "translator leaves as two files.",
+        "score of 0.3 or more, is found again at an IoU of 0.5, or with corners within a pixel, "
+        "and a score within 0.1. A translator leaves as two files.",
         table(header, body),
     ]
     files = [file for line in lines for file in line.get("export", {"files": []})["files"]]
