@@ -149,10 +149,14 @@ def faster_rcnn(
 
 
 def _propose(maps, width: int, scores: int, each: int):
-    """The first stage: the same convolutions on every map, with one score or the paper's two."""
-    conv = layers.Conv2D(width, 3, padding="same", activation="relu", name="rpn_conv")
-    objectness = layers.Conv2D(scores * each, 1, name="rpn_objectness")
-    shifts = layers.Conv2D(4 * each, 1, name="rpn_shifts")
+    """The first stage: the same convolutions on every map, with one score or the paper's two.
+
+    They start as in section 3.1.3: larger, a fresh network's proposals are anything but anchors.
+    """
+    start = {"kernel_initializer": keras.initializers.RandomNormal(0, 0.01)}
+    conv = layers.Conv2D(width, 3, padding="same", activation="relu", name="rpn_conv", **start)
+    objectness = layers.Conv2D(scores * each, 1, name="rpn_objectness", **start)
+    shifts = layers.Conv2D(4 * each, 1, name="rpn_shifts", **start)
     said, moved = [], []
     for i, x in enumerate(maps):
         x = conv(x)
