@@ -79,11 +79,16 @@ def test_six_files_with_their_measurements(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("probed, examples", [(2**30, 4), (1, 1)])
 def test_a_broken_file_is_not_published_and_its_layer_is_named(
-    tmp_path, monkeypatch, without_speed
+    probed, examples, tmp_path, monkeypatch, without_speed
 ):
     """The kernel of one layer is damaged on its way; only that format's files must fail."""
-    model, real = classifier(), onnx_file.to_onnx
+    model, real, drawn, counts = classifier(), onnx_file.to_onnx, verify.examples, []
+
+    def counted(feeds, count):
+        counts.append(count)
+        return drawn(feeds, count)
 
     def damaged(interface, traced):
         for name, value in traced.weights.items():
@@ -94,8 +99,11 @@ def test_a_broken_file_is_not_published_and_its_layer_is_named(
     export(model, tmp_path, precisions=("fp32",), say=silent)
     assert (tmp_path / "small_fp32.onnx").exists()
     monkeypatch.setattr(onnx_file, "to_onnx", damaged)
+    monkeypatch.setattr(stage, "_PROBED", probed)  # bytes of inner results: one example is enough
+    monkeypatch.setattr(verify, "examples", counted)
     with pytest.raises(ExportError, match=r"'probabilities' is .* off.*'second'") as caught:
         export(model, tmp_path, precisions=("fp32",), say=silent)
+    assert counts[-1] == examples
     manifest = caught.value.manifest
     assert [e["file"] for e in manifest["files"]] == ["small_fp32.tflite"]
     assert [e["file"] for e in manifest["failed"]] == ["small_fp32.onnx"]

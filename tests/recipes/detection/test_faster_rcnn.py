@@ -91,6 +91,17 @@ def test_torchvisions_weights_and_raw_heads(tmp_path):
     assert (area > 0).sum() > 20
 
 
+def test_first_stage_starts_as_in_the_paper():
+    """Section 3.1.3: from a normal distribution of 0.01; so its first proposals are the anchors."""
+    scale = (127.5, 127.5)
+    model = faster_rcnn.faster_rcnn("faster_rcnn_small", (96, 96, 3), 3, normalization=scale)
+    for name in ("rpn_conv", "rpn_objectness", "rpn_shifts"):
+        kernel, bias = (np.array(v) for v in model.get_layer(name).weights)
+        assert np.std(kernel) == pytest.approx(0.01, rel=0.1) and not bias.any()
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype("float32")
+    assert np.abs(model(images)["shifts"]).max() < 0.2
+
+
 def test_the_second_stage_learns_from_sampled_regions():
     config = faster_rcnn.Config(proposals=8)
     model = config.network((64, 64, 3), 3, (127.5, 60.0))
