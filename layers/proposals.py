@@ -156,6 +156,10 @@ class PyramidRoIAlign(keras.layers.Layer):
         policy = self.dtype_policy
         self._pools = [RoIAlign(size, 1 / n, samples, dtype=policy) for n in self.strides]
 
+    def build(self, features_shape, regions_shape):
+        for pool, shape in zip(self._pools, features_shape, strict=True):
+            pool.build(shape)
+
     def call(self, features, regions):
         regions = ops.cast(regions, "float32")
         sides = ops.maximum(regions[..., 2:] - regions[..., :2], 0.0)

@@ -533,6 +533,18 @@ def test_configurations_round_trip(layer):
     assert again.get_config() == layer.get_config()
 
 
+def test_a_pyramids_regions_survive_a_keras_file(tmp_path):
+    maps, regions = [keras.Input((n, n, 2)) for n in (16, 8)], keras.Input((3, 4))
+    pooled = layers.PyramidRoIAlign(2, (4, 8))(maps, regions)
+    model = keras.Model([*maps, regions], pooled)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    random = np.random.default_rng(0)
+    x = [random.normal(size=(1, n, n, 2)).astype("float32") for n in (16, 8)]
+    x.append(np.array([[[0, 0, 20, 30], [5, 5, 60, 64], [8, 2, 33, 40]]], "float32"))
+    np.testing.assert_array_equal(values(again(x)), values(model(x)))
+
+
 def test_truncated_svd_is_the_best_approximation():
     given = keras.Input((12,))
     y = keras.layers.Dense(8, activation="relu", name="fc6")(given)
