@@ -4,11 +4,11 @@
 
 Each recipe is trained and exported as by `tiffin train NAME --export`, on fewer examples: an
 untrained network gives all classes about the same score, and whether int8 keeps the first of them
-would be chance. Networks for large pictures learn on small ones, and leave with these weights at
-their own input size, where each picture shows its digit over and over. `--runs` takes what was
-trained already: the newest finished run of a variant. Each recipe has a process of its own, and a
-line in `--lines` once it is done: started again, the script goes on with what is missing there or
-was refused. Ends with 1 if any file was refused.
+would be chance. Where pictures of a network's own size would take too long, it learns on small ones
+and leaves with these weights at its own size. Large pictures show their digit over and over.
+`--runs` takes what was trained already: the newest finished run of a variant. Each recipe has a
+process of its own, and a line in `--lines` once it is done: started again, the script goes on with
+what is missing there or was refused. Ends with 1 if any file was refused.
 """
 
 import argparse
@@ -95,7 +95,8 @@ def train(entry: registry.Entry, name: str, folder: Path) -> tuple[dict, str]:
         box_data.SCENES, config.epochs = SCENES, 8
         said = f"{SCENES[0]} {said}"
     elif entry.task in ("classification", "embedding"):
-        size = row.size if entry.name in FIXED else min(row.size, SMALL)
+        own = entry.name in FIXED or PASSES * DIGITS * row.macs <= WORK
+        size = row.size if own else min(row.size, SMALL)
         affordable = max(LEAST, int(WORK / (row.macs * (size / row.size) ** 2)))
         config.epochs = min(PASSES, math.ceil(affordable / DIGITS))
         count = min(DIGITS, affordable)
