@@ -101,7 +101,7 @@ def train(entry: registry.Entry, name: str, folder: Path) -> tuple[dict, str]:
         config.epochs = min(PASSES, math.ceil(affordable / DIGITS))
         count = min(DIGITS, affordable)
         config.batch_size = 16  # twice the steps of 32
-        if entry.task == "classification" and config.optimizer == "momentum":
+        if config.optimizer == "momentum":
             # Adam is there in fewer steps; what learns with care keeps its tenth of the rate.
             config.optimizer, config.learning_rate = "adam", config.learning_rate / 100
         shortened(config, size, count)
