@@ -31,8 +31,8 @@ from tiffin.recipes.engine import registry
 # What a network learns by: forward passes over pictures, in multiply-accumulates, at most.
 WORK = 2e12
 DIGITS, PASSES, LEAST = 1258, 10, 960  # to train on, how often at most, and at least
-# Pixels along a side that networks for larger pictures learn on; of 64 the Inceptions for 299, which
-# do not pad, leave a single cell, and are lost when there are many.
+# Pixels along a side that networks for larger pictures learn on. Of 64 the Inceptions for 299,
+# which do not pad, leave a single cell, and are lost where there are many.
 SMALL, UNPADDED = 64, 139
 TRIED = 100  # held-out examples that each file is run on
 SCENES = (480, 40, TRIED)  # to train, validate, test detectors on
