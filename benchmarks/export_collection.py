@@ -30,7 +30,7 @@ from tiffin.recipes.engine import registry
 
 # What a network learns by: forward passes over pictures, in multiply-accumulates, at most.
 WORK = 2e12
-DIGITS, PASSES, LEAST = 1258, 10, 2516  # to train on, how often at most, and at least
+DIGITS, PASSES, LEAST = 1258, 10, 960  # to train on, how often at most, and at least
 # Pixels along a side that networks for larger pictures learn on. Of 64 the Inceptions for 299,
 # which do not pad, leave a single cell, and are lost where there are many.
 SMALL, UNPADDED = 64, 139
@@ -225,10 +225,9 @@ def report(lines: list[dict], command: str) -> str:
         "## One export of every recipe",
         f"```bash\n{command}\n```",
         f"{extent}Each file was run in onnxruntime or LiteRT on held-out examples and held against "
-        "Keras. "
-        "The networks are trained, but briefly: how long, and how good Keras itself is by then, "
-        "stands below the table. Where that is little, the same bounds say less. Differences are "
-        "of probabilities, embeddings, logits or grey "
+        "Keras. The networks are trained, but briefly: how long, and how good Keras itself is by "
+        "then, stands below the table. Where that is little, the same bounds say less. "
+        "Differences are of probabilities, embeddings, logits or grey "
         "levels, the largest and the mean one over all examples. Detections are the same where "
         "corners are within a pixel and scores within 0.001; one that Keras is sure of, with a "
         "score of 0.3 or more, is found again at an IoU of 0.5, or with corners within a pixel, "

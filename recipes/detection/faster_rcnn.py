@@ -151,7 +151,7 @@ def faster_rcnn(
 def _propose(maps, width: int, scores: int, each: int):
     """The first stage: the same convolutions on every map, with one score or the paper's two.
 
-    They start as in section 3.1.3: larger, a fresh network's proposals are anything but anchors.
+    They start as in section 3.1.3; from larger weights the first proposals are far from anchors.
     """
     start = {"kernel_initializer": keras.initializers.RandomNormal(0, 0.01)}
     conv = layers.Conv2D(width, 3, padding="same", activation="relu", name="rpn_conv", **start)
